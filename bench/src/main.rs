@@ -3,8 +3,9 @@
 //!
 //! `steadfast-bench [--quick] [--runs N] [--only NAME] [--rows TEXT] [--outages] [--cluster]
 //! [--out FILE]`.
-//! `--only` runs one client's GETs and nothing else, for a profiler; `--outages` measures those
-//! alone and prints them; `--cluster` compares the clients of a cluster, for CLUSTER.md.
+//! `--only` runs one client's GETs (or `--rows`) and nothing else, for a profiler, with `--cluster`
+//! on a cluster; `--outages` measures those alone and prints them; `--cluster` compares the clients
+//! of a cluster, for CLUSTER.md, with `--rows` only in the rows that are named so.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -76,14 +77,19 @@ async fn main() -> Result<(), SetUpError> {
     }
     let arguments = arguments()?;
     if let Some(name) = &arguments.only {
-        let rows = arguments.rows.unwrap_or(Workload::GET.name());
-        return one(name, &rows).await;
-    }
-    if let Some(rows) = &arguments.rows {
-        return some(rows, &arguments).await;
+        return match arguments.cluster {
+            true => one_of_a_cluster(name, arguments.rows.as_deref().unwrap_or("GET of")).await,
+            false => {
+                let rows = arguments.rows.unwrap_or(Workload::GET.name());
+                one(name, &rows).await
+            }
+        };
     }
     if arguments.cluster {
         return of_a_cluster(&arguments).await;
+    }
+    if let Some(rows) = &arguments.rows {
+        return some(rows, &arguments).await;
     }
     if arguments.outages {
         let mut run = Run::default();
@@ -129,6 +135,8 @@ async fn of_a_cluster(arguments: &Arguments) -> Result<(), SetUpError> {
             with_subject!(first, subject => workloads::fill_through(subject).await.map_err(|error| error.to_string()))?;
         }
         let rows = Workload::OF_A_CLUSTER.into_iter();
+        let named = arguments.rows.as_deref().unwrap_or_default();
+        let rows = rows.filter(|row| row.name().contains(named));
         runs.push(throughput::in_turns(subjects, pace(arguments.quick), rows).await);
         let text = report::of_a_cluster(&runs, &machine().await?, (before, load()));
         std::fs::write(arguments.out("CLUSTER.md"), text)?;
@@ -212,19 +220,37 @@ async fn some(rows: &str, arguments: &Arguments) -> Result<(), SetUpError> {
 
 /// One client's calls of the rows that are named so, for a profiler.
 async fn one(name: &str, rows: &str) -> Result<(), SetUpError> {
-    let kind = Kind::ALL
-        .into_iter()
-        .find(|kind| kind.name() == name)
-        .ok_or("no such client")?;
+    let kind = named(name, &Kind::ALL)?;
     let redis = Redis::start().await?;
     workloads::fill(&redis).await?;
     let subject = kind.connect(&redis.url(), Setup::AsItComes).await?;
-    for row in Workload::ALL
-        .into_iter()
-        .filter(|row| row.name().contains(rows))
-    {
+    each(&subject, rows, &Workload::ALL).await
+}
+
+/// The same on a cluster.
+async fn one_of_a_cluster(name: &str, rows: &str) -> Result<(), SetUpError> {
+    let kind = named(name, &Kind::OF_A_CLUSTER)?;
+    let cluster = Cluster::builder().replicas(0).start().await?;
+    let subject = kind.connect_to_cluster(&cluster.addresses()).await?;
+    with_subject!(&subject, subject => workloads::fill_through(subject).await.map_err(|error| error.to_string()))?;
+    each(&subject, rows, &Workload::OF_A_CLUSTER).await
+}
+
+fn named(name: &str, kinds: &[Kind]) -> Result<Kind, SetUpError> {
+    let mut kinds = kinds.iter().copied();
+    let found = kinds.find(|kind| kind.name() == name);
+    found.ok_or_else(|| "no such client".into())
+}
+
+async fn each(
+    subject: &subjects::Connected,
+    rows: &str,
+    workloads: &[Workload],
+) -> Result<(), SetUpError> {
+    let rows = workloads.iter().filter(|row| row.name().contains(rows));
+    for row in rows.copied() {
         for callers in row.callers() {
-            let figures = throughput::turn(&subject, row, callers, Duration::from_secs(3)).await?;
+            let figures = throughput::turn(subject, row, callers, Duration::from_secs(3)).await?;
             println!("{}, {callers:4} callers: {figures:.2?}", row.name());
         }
     }

@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
         let Ok(Some(split)) = split::command(cmd, DivideMset::Yes) else {
             continue;
         };
-        let keys: usize = split.parts().iter().map(|part| part.keys().len()).sum();
+        let keys: usize = split.parts().map(|part| part.keys().len()).sum();
         assert_eq!(keys, key_names(arguments(cmd)).count());
     }
     let mut answers = replies_of(replies).into_iter();

@@ -88,6 +88,8 @@ impl OwnWrites {
         match payload {
             Payload::Command(cmd) => note(cmd.into()),
             Payload::Pipeline(pipeline) => redis_rs::commands(pipeline).for_each(note),
+            // Of a call that was noted as a whole.
+            Payload::Portions(_) => {}
         }
     }
 

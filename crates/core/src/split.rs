@@ -13,6 +13,7 @@
 mod across;
 mod keys;
 pub mod pipeline;
+mod portion;
 
 use std::collections::BTreeSet;
 
@@ -21,6 +22,7 @@ use thiserror::Error;
 
 pub use self::across::joined;
 pub use self::keys::{DivideMset, KeyFate, Part, PartsFailed, SplitCommand, command};
+pub use self::portion::Portion;
 use crate::certainty::Certainty;
 use crate::command::place::ServedBy;
 use crate::command::{arguments, key_names};

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{Pipeline, ServerError, Value};
+use redis::{ServerError, Value};
 use steadfast_core::certainty::Refusal;
 use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::Outcome;
-use steadfast_core::redis_rs;
 
 use super::identification::why_reset;
 use super::plan::Payload;
@@ -98,7 +97,9 @@ impl Call<'_> {
             (Reply::Many(mut replies), Payload::Command(_)) if replies.len() == 2 => {
                 Reply::One(replies.pop().unwrap_or(Value::Nil))
             }
-            (Reply::Many(mut replies), Payload::Pipeline(_)) if !replies.is_empty() => {
+            (Reply::Many(mut replies), Payload::Pipeline(_) | Payload::Portions(_))
+                if !replies.is_empty() =>
+            {
                 replies.remove(0);
                 Reply::Many(replies)
             }
@@ -128,17 +129,13 @@ impl Call<'_> {
     /// as [`refusal_of_all`] says, however few its commands are.
     fn refusal_in(&self, reply: &Reply) -> Option<Error> {
         match (reply, self.payload) {
-            (Reply::Many(replies), Payload::Pipeline(pipeline)) => {
-                refusal_of_all(replies, pipeline)
-            }
-            (Reply::One(reply), Payload::Pipeline(pipeline)) => {
-                refusal_of_all(std::slice::from_ref(reply), pipeline)
-            }
             (Reply::One(Value::ServerError(error)), Payload::Command(cmd)) => {
                 let name = command::arguments(cmd).next().unwrap_or_default();
                 Some(Error::server(error.clone(), self.plan.errors, name))
             }
             (_, Payload::Command(_)) => None,
+            (Reply::Many(replies), several) => refusal_of_all(replies, several),
+            (Reply::One(reply), several) => refusal_of_all(std::slice::from_ref(reply), several),
         }
     }
 
@@ -146,10 +143,10 @@ impl Call<'_> {
     /// not serve.
     fn judge_each(&self, replies: &[Value], again: &mut AttemptHistory<'_>) -> Outcome {
         let mut outcome = Outcome::Success;
-        let Payload::Pipeline(pipeline) = self.payload else {
+        if matches!(self.payload, Payload::Command(_)) {
             return outcome;
-        };
-        for (_, error) in errors_of(replies, pipeline) {
+        }
+        for (_, error) in errors_of(replies, self.payload) {
             if self.judge_refusal(&error, again) == Outcome::Failure {
                 outcome = Outcome::Failure;
             }
@@ -222,9 +219,9 @@ fn was_aborted(replies: &[Value]) -> bool {
 
 /// Returns the redirect by which EXEC itself was answered: its slot moved after its commands were
 /// queued, and nothing has run.
-fn was_redirected(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
+fn was_redirected(replies: &[Value], payload: Payload<'_>) -> Option<Error> {
     match replies.last() {
-        Some(Value::ServerError(error)) if pipeline.is_transaction() => {
+        Some(Value::ServerError(error)) if payload.is_transaction() => {
             let error = Error::refused(error.clone());
             (error.refusal() == Some(Refusal::Redirected)).then_some(error)
         }
@@ -235,23 +232,23 @@ fn was_redirected(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
 /// Returns the refusal of a whole pipeline: only if every reply is a passing one; or, of a
 /// transaction that was aborted, the passing one that aborted it. Other errors stay at their places
 /// among the replies, as in redis-rs; redirects too, because each of them may lead elsewhere.
-fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
+fn refusal_of_all(replies: &[Value], payload: Payload<'_>) -> Option<Error> {
     let passing = |error: &Error| {
         let refusal = error.refusal();
         error.certainty() == Certainty::Rejected && refusal != Some(Refusal::Lasting)
     };
     if was_aborted(replies) {
-        return errors_of(replies, pipeline)
+        return errors_of(replies, payload)
             .map(|(_, error)| error)
             .find(passing);
     }
-    if let Some(redirect) = was_redirected(replies, pipeline) {
+    if let Some(redirect) = was_redirected(replies, payload) {
         return Some(redirect);
     }
     let passing = |error: &Error| passing(error) && error.refusal() != Some(Refusal::Redirected);
     let mut expected = 0;
     let mut first = None;
-    for (at, error) in errors_of(replies, pipeline) {
+    for (at, error) in errors_of(replies, payload) {
         if at != expected || !passing(&error) {
             return None;
         }
@@ -265,18 +262,14 @@ fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
 /// transaction is queued is the server's own word, also of scripts.
 fn errors_of<'a>(
     replies: &'a [Value],
-    pipeline: &'a Pipeline,
+    payload: Payload<'a>,
 ) -> impl Iterator<Item = (usize, Error)> + 'a {
     let judged = move |at: usize, error: &ServerError| {
-        let cmd = (!pipeline.is_transaction())
-            .then(|| redis_rs::commands(pipeline).nth(at))
-            .flatten();
-        let Some(cmd) = cmd else {
+        let cmd = (!payload.is_transaction()).then(|| payload.command_at(at));
+        let Some(cmd) = cmd.flatten() else {
             return Error::refused(error.clone());
         };
-        let name = command::arguments(cmd).next().unwrap_or_default();
-        let errors = command::classify(command::arguments(cmd)).errors;
-        Error::server(error.clone(), errors, name)
+        Error::server(error.clone(), cmd.classify().errors, cmd.name())
     };
     replies
         .iter()
@@ -307,7 +300,7 @@ mod tests {
                 decoded.expect("good").value.expect("whole")
             })
             .collect();
-        let error = refusal_of_all(&replies, &pipeline)?;
+        let error = refusal_of_all(&replies, Payload::Pipeline(&pipeline))?;
         match error.kind() {
             ErrorKind::Server(error) => Some(error.code().to_owned()),
             other => panic!("{other:?}"),

@@ -10,6 +10,7 @@ use steadfast_core::command::{
 use steadfast_core::conn::Reply;
 use steadfast_core::redis_rs::{self, CommandRef};
 use steadfast_core::resp::encode;
+use steadfast_core::split::Portion;
 
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::crossing::LinkSet;
@@ -21,6 +22,9 @@ use crate::wire::queue::{Encode, TxStep, TxSteps};
 pub(crate) enum Payload<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
+    /// What one node is sent of a call that concerns several. Nothing of it blocks, or begins a
+    /// transaction.
+    Portions(&'a [Portion<'a>]),
 }
 
 /// The commands of a call, owned.
@@ -86,6 +90,12 @@ impl<'a> Payload<'a> {
                 .allowed(&class, shared_connection)?
             }
             Self::Pipeline(pipeline) => plan_pipeline(pipeline, links, shared_connection)?,
+            // Its plan is made of that of the whole: see `Plan::of_portions`.
+            Self::Portions(_) => {
+                return Err(Error::not_sent(ErrorKind::Invalid {
+                    why: "a part of a call has no plan of its own",
+                }));
+            }
         };
         Ok(plan)
     }
@@ -95,6 +105,7 @@ impl<'a> Payload<'a> {
         match self {
             Self::Command(cmd) => TxStep::of(cmd).map(|step| (0, step)).into_iter().collect(),
             Self::Pipeline(pipeline) => TxStep::all_of(pipeline),
+            Self::Portions(_) => TxSteps::new(),
         }
     }
 
@@ -106,6 +117,25 @@ impl<'a> Payload<'a> {
             Self::Pipeline(pipeline) => command::looks_before_it_writes(
                 redis_rs::commands(pipeline).map(command::arguments),
             ),
+            Self::Portions(portions) => command::looks_before_it_writes(
+                portions
+                    .iter()
+                    .map(|portion| portion.arguments().into_iter()),
+            ),
+        }
+    }
+
+    /// Returns whether it is a transaction.
+    pub(crate) fn is_transaction(self) -> bool {
+        matches!(self, Self::Pipeline(pipeline) if pipeline.is_transaction())
+    }
+
+    /// Returns the command at this place, the first being 0.
+    pub(crate) fn command_at(self, place: usize) -> Option<Portion<'a>> {
+        match self {
+            Self::Command(cmd) => (place == 0).then(|| Portion::Whole(cmd.into())),
+            Self::Pipeline(pipeline) => redis_rs::commands(pipeline).nth(place).map(Portion::Whole),
+            Self::Portions(portions) => portions.get(place).copied(),
         }
     }
 
@@ -130,6 +160,7 @@ impl<'a> Payload<'a> {
                 }
                 Some(OwnPayload::Pipeline(shorter))
             }
+            Self::Portions(_) => None,
         }
     }
 }
@@ -142,6 +173,7 @@ impl Encode for Payload<'_> {
                 let commands: usize = pipeline.cmd_iter().map(encode::most_bytes).sum();
                 commands + MULTI.len() + EXEC.len()
             }
+            Self::Portions(portions) => portions.iter().map(|portion| portion.most_bytes()).sum(),
         }
     }
 
@@ -153,6 +185,7 @@ impl Encode for Payload<'_> {
                 out.len()
             }
             Self::Pipeline(pipeline) => encode_pipeline(pipeline, out),
+            Self::Portions(portions) => encode_portions(portions, out),
         }
     }
 }
@@ -179,6 +212,22 @@ impl Plan {
             self.effect = Effect::Conditional;
         }
         self
+    }
+
+    /// The plan of what one node gets of a call that is planned so: commands of this effect.
+    pub(crate) fn of_portions(
+        &self,
+        portions: &[Portion<'_>],
+        effect: Effect,
+        links: usize,
+    ) -> Self {
+        Self {
+            effect,
+            several: true,
+            replies: portions.len() as u32,
+            route: route_of(portions, links),
+            ..self.clone()
+        }
     }
 
     /// The deadline of a call, from its options and, for a blocking command, from its own timeout.
@@ -222,15 +271,24 @@ struct Router {
 }
 
 impl Router {
-    fn add<'a>(mut self, cmd: impl Into<CommandRef<'a>>, class: &Class, links: usize) -> Self {
+    fn add<'a>(self, cmd: impl Into<CommandRef<'a>>, class: &Class, links: usize) -> Self {
         if links == 1 {
             return self;
         }
+        self.add_arguments(command::arguments(cmd), class, links)
+    }
+
+    fn add_arguments<'a>(
+        mut self,
+        arguments: impl Iterator<Item = &'a [u8]> + Clone,
+        class: &Class,
+        links: usize,
+    ) -> Self {
         if command::reaches_further(class) {
             self.links = LinkSet::ALL;
             self.crosses = true;
         }
-        for key in command::key_names(command::arguments(cmd)) {
+        for key in command::key_names(arguments) {
             let link = link_of_key(key, links);
             self.links = self.links.with(link);
             self.crosses |= *self.first.get_or_insert(link) != link;
@@ -307,6 +365,18 @@ fn plan_pipeline(
     Ok(plan)
 }
 
+/// The route of what goes to one node together.
+fn route_of(portions: &[Portion<'_>], links: usize) -> Route {
+    let mut router = Router::default();
+    if links > 1 {
+        for portion in portions {
+            let arguments = portion.arguments().into_iter();
+            router = router.add_arguments(arguments, &portion.classify(), links);
+        }
+    }
+    router.route()
+}
+
 fn longer(a: Option<BlockFor>, b: Option<BlockFor>) -> Option<BlockFor> {
     match (a, b) {
         (Some(BlockFor::Time(a)), Some(BlockFor::Time(b))) => {
@@ -348,6 +418,16 @@ impl Encode for Asking<'_> {
         out.extend_from_slice(ASKING);
         self.0.encode(out)
     }
+}
+
+/// The portions one after the other; returns the length past which one may have had an effect.
+fn encode_portions(portions: &[Portion<'_>], out: &mut Vec<u8>) -> usize {
+    let mut first_end = None;
+    for portion in portions {
+        portion.encode(out);
+        first_end.get_or_insert(out.len());
+    }
+    first_end.unwrap_or(out.len())
 }
 
 const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";

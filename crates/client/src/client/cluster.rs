@@ -19,6 +19,7 @@ mod roaming;
 mod routes;
 mod scan;
 mod status;
+mod together;
 mod view;
 mod whereabouts;
 

@@ -167,6 +167,13 @@ impl Stalls {
         let stalled = self.longest.load(Ordering::Relaxed) > 300;
         stalled && matches!(error.kind(), ErrorKind::Overtaken)
     }
+
+    /// The same of a command of which other parts were served.
+    fn explains_part_of(&self, error: &steadfast::Error) -> bool {
+        let stalled = self.longest.load(Ordering::Relaxed) > 300;
+        let overtaken = ErrorKind::Overtaken.to_string();
+        self.explain(error) || stalled && error.to_string().contains(&overtaken)
+    }
 }
 
 impl Drop for Stalls {
@@ -469,10 +476,11 @@ async fn c13_t8_calls_wait_in_their_order_for_a_first_view_and_pipelines_for_a_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t8_a_pipeline_over_all_slots_is_joined_in_its_order_while_slots_move() {
+async fn t8_t11_pipelines_and_commands_over_all_slots_are_joined_in_order_while_slots_move() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let client = client_of(&cluster).await;
-    let slots: Vec<u16> = (0..40).map(|n| slot(&format!("piped:{n}"))).collect();
+    let slots = |name: &'static str| (0..40).map(move |n| slot(&format!("{name}:{n}")));
+    let slots: Vec<u16> = slots("piped").chain(slots("wide")).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let mut callers = JoinSet::new();
     let stalls = Arc::new(Stalls::watch());
@@ -503,15 +511,64 @@ async fn t8_a_pipeline_over_all_slots_is_joined_in_its_order_while_slots_move() 
             rounds
         });
     }
+    let mut wide = JoinSet::new();
+    for caller in 0..4u64 {
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        let stalls = Arc::clone(&stalls);
+        wide.spawn(async move { read_and_write_wide(client, caller, &stop, &stalls).await });
+    }
     let moving = cluster.keep_moving(&slots, 1_000, tokio::time::sleep(ms(5_000)));
     let moved = moving.await.unwrap();
     stop.store(true, Ordering::Relaxed);
     let rounds: i64 = callers.join_all().await.into_iter().sum();
-    assert!(moved > 0 && rounds > 0);
+    let wide: i64 = wide.join_all().await.into_iter().sum();
+    assert!(moved > 0 && rounds > 0 && wide > 0);
+}
+
+/// Writes a key of each slot that moves by one MSET, reads them by one MGET and deletes half of them
+/// by one DEL: a part that is redirected is followed, and what it answers is joined at the
+/// place of its keys. Returns how often.
+async fn read_and_write_wide(
+    client: Client,
+    caller: u64,
+    stop: &AtomicBool,
+    stalls: &Stalls,
+) -> i64 {
+    let client = client.with(steadfast::CallOptions::new().divide_mset(true));
+    let keys: Vec<String> = (0..40).map(|n| format!("{{wide:{n}}}:{caller}")).collect();
+    let mut rounds = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let (mut mset, mut mget, mut del) =
+            (redis::cmd("MSET"), redis::cmd("MGET"), redis::cmd("DEL"));
+        for (n, key) in keys.iter().enumerate() {
+            mset.arg(key).arg(format!("{rounds}:{n}"));
+        }
+        mget.arg(&keys);
+        del.arg(&keys[..20]);
+        let text = |n: usize| Value::BulkString(format!("{rounds}:{n}").into_bytes());
+        let there = Value::Array((0..40).map(text).collect());
+        let half = (0..40).map(|n| if n < 20 { Value::Nil } else { text(n) });
+        let wanted = [
+            (&mset, Value::Okay),
+            (&mget, there),
+            (&del, Value::Int(20)),
+            (&mget, Value::Array(half.collect())),
+        ];
+        for (cmd, wanted) in wanted {
+            match client.send(cmd).await {
+                Ok(value) => assert_eq!(value, wanted, "round {rounds}"),
+                Err(error) if stalls.explains_part_of(&error) => return rounds,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        rounds += 1;
+    }
+    rounds
 }
 
 #[tokio::test]
-async fn t11_commands_of_many_keys_are_split_and_joined_in_the_order_of_their_keys() {
+async fn t11_t31_commands_of_many_keys_are_split_and_joined_in_order_and_512_at_once_are_not_refused()
+ {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let client = client_of(&cluster).await;
     let keys: Vec<String> = (0..100).map(|n| format!("many:{n}")).collect();
@@ -530,6 +587,7 @@ async fn t11_commands_of_many_keys_are_split_and_joined_in_the_order_of_their_ke
     let text = |n: usize| Value::BulkString(n.to_string().into_bytes());
     let wanted = (0..100).map(text).chain([Value::Nil, text(3)]);
     assert_eq!(values, wanted.collect::<Vec<_>>());
+    none_of_many_wide_reads_is_refused(&cluster, &keys).await;
     for (name, count) in [("EXISTS", 100), ("TOUCH", 100), ("DEL", 50), ("UNLINK", 50)] {
         let mut cmd = redis::cmd(name);
         let half = match name {
@@ -558,6 +616,23 @@ async fn t11_commands_of_many_keys_are_split_and_joined_in_the_order_of_their_ke
     piped.add_command(mset).cmd("MGET").arg("a").arg("b");
     let replies = apart.send_pipeline(&piped).await.unwrap();
     assert_eq!(replies, [Value::Okay, Value::Array(vec![text(1), text(2)])]);
+}
+
+/// On the bounds that there are by default. An MGET of 100 keys is some 33 commands for each node,
+/// which count as one: one by one, 512 callers would have twice as many under way as may be.
+async fn none_of_many_wide_reads_is_refused(cluster: &Cluster, keys: &[String]) {
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(60_000)).connect().await.unwrap();
+    let mut callers = JoinSet::new();
+    for _ in 0..512 {
+        let (client, keys) = (client.clone(), keys.to_vec());
+        callers.spawn(async move { client.send(redis::cmd("MGET").arg(&keys)).await });
+    }
+    let text = |n: usize| Value::BulkString(n.to_string().into_bytes());
+    let wanted = Value::Array((0..100).map(text).collect());
+    for answer in callers.join_all().await {
+        assert_eq!(answer.expect("none is refused"), wanted);
+    }
 }
 
 #[tokio::test]

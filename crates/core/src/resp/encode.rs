@@ -17,7 +17,12 @@ use crate::redis_rs::CommandRef;
 /// A command without arguments is encoded as `*0`, which Redis ignores and never answers; callers
 /// refuse it beforehand ([`classify`](crate::command::classify) says so).
 pub fn command<'a>(args: impl ExactSizeIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
-    header(b'*', args.len(), out);
+    counted(args.len(), args, out);
+}
+
+/// The same of arguments that do not know how many they are.
+pub(crate) fn counted<'a>(count: usize, args: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+    header(b'*', count, out);
     for arg in args {
         bulk(arg, out);
     }
@@ -47,6 +52,12 @@ pub fn most_bytes<'a>(cmd: impl Into<CommandRef<'a>>) -> usize {
     let args = cmd.into().plain_arguments();
     // A cursor is a number.
     let args = args.map(|arg| arg.map_or(LONGEST_HEADER, <[u8]>::len) + LONGEST_HEADER + 2);
+    LONGEST_HEADER + args.sum::<usize>()
+}
+
+/// As many bytes as arguments may take, or a few more.
+pub(crate) fn most_bytes_of<'a>(args: impl Iterator<Item = &'a [u8]>) -> usize {
+    let args = args.map(|arg| arg.len() + LONGEST_HEADER + 2);
     LONGEST_HEADER + args.sum::<usize>()
 }
 

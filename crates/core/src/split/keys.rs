@@ -1,6 +1,5 @@
 //! Commands of many keys, divided by slot.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use redis::{Cmd, Value};
@@ -47,7 +46,7 @@ pub enum DivideMset {
 pub fn command<'a>(
     cmd: impl Into<CommandRef<'a>>,
     mset: DivideMset,
-) -> Result<Option<SplitCommand>, Indivisible> {
+) -> Result<Option<SplitCommand<'a>>, Indivisible> {
     let args = cmd.into().arguments();
     if !matches!(place(args.clone()), Place::Slots(..)) {
         return Ok(None);
@@ -59,29 +58,30 @@ pub fn command<'a>(
         return Err(crosses(args));
     };
     let args: Vec<&[u8]> = args.skip(1).collect();
-    let step = if kind == Division::AllOk { 2 } else { 1 };
     // A pair without its value is the server's to refuse, not ours to divide.
-    if !args.len().is_multiple_of(step) {
+    if !args.len().is_multiple_of(kind.step()) {
         return Err(crosses(cmd_args(name, &args)));
     }
-    let mut parts: BTreeMap<Slot, Part> = BTreeMap::new();
-    for (at, key) in args.chunks_exact(step).enumerate() {
-        let slot = Slot::of_key(key[0]);
-        let part = parts.entry(slot).or_insert_with(|| Part {
-            slot,
-            cmd: redis::cmd(name),
-            keys: Vec::new(),
-        });
-        for arg in key {
-            part.cmd.arg(*arg);
+    let slots = args.iter().step_by(kind.step());
+    let mut order: Vec<(Slot, usize)> = slots.map(|key| Slot::of_key(key)).zip(0..).collect();
+    order.sort_unstable();
+    let mut parts: Vec<Bounds> = Vec::new();
+    for (at, (slot, _)) in order.iter().enumerate() {
+        match parts.last_mut().filter(|last| last.slot == *slot) {
+            Some(last) => last.end = at + 1,
+            None => parts.push(Bounds {
+                slot: *slot,
+                start: at,
+                end: at + 1,
+            }),
         }
-        part.keys.push(at);
     }
     Ok(Some(SplitCommand {
         name,
         kind,
-        keys: args.len() / step,
-        parts: parts.into_values().collect(),
+        args,
+        keys: order.into_iter().map(|(_, key)| key).collect(),
+        parts,
     }))
 }
 
@@ -92,41 +92,80 @@ fn cmd_args<'a>(
     std::iter::once(name.as_bytes()).chain(args.iter().copied())
 }
 
-/// A command that was divided.
-#[derive(Clone, Debug)]
-pub struct SplitCommand {
+/// A command that was divided. Nothing of it is copied: its parts are views of it.
+#[derive(Clone)]
+pub struct SplitCommand<'a> {
     name: &'static str,
     kind: Division,
-    keys: usize,
-    parts: Vec<Part>,
+    /// The arguments behind the name.
+    args: Vec<&'a [u8]>,
+    /// The numbers of its keys, in the order of their slots.
+    keys: Vec<usize>,
+    parts: Vec<Bounds>,
+}
+
+/// Where the keys of a part are in that order.
+#[derive(Clone, Copy)]
+struct Bounds {
+    slot: Slot,
+    start: usize,
+    end: usize,
+}
+
+impl fmt::Debug for SplitCommand<'_> {
+    /// Only which keys are where: they may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SplitCommand")
+            .field("name", &self.name)
+            .field("parts", &self.parts().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A part of a command that concerns one slot: the same command with some of the keys.
-#[derive(Clone)]
-pub struct Part {
+#[derive(Clone, Copy)]
+pub struct Part<'s> {
     slot: Slot,
-    cmd: Cmd,
-    keys: Vec<usize>,
+    name: &'static str,
+    step: usize,
+    args: &'s [&'s [u8]],
+    keys: &'s [usize],
 }
 
-impl Part {
+impl<'s> Part<'s> {
     /// Returns the slot.
-    pub fn slot(&self) -> Slot {
+    pub fn slot(self) -> Slot {
         self.slot
     }
 
-    /// Returns what is to be sent.
-    pub fn cmd(&self) -> &Cmd {
-        &self.cmd
+    /// Returns what is to be sent, as a command of its own.
+    pub fn cmd(self) -> Cmd {
+        let mut cmd = Cmd::new();
+        self.arguments().for_each(|arg| {
+            cmd.arg(arg);
+        });
+        cmd
     }
 
     /// Returns which of the command's keys these are, the first being 0.
-    pub fn keys(&self) -> &[usize] {
-        &self.keys
+    pub fn keys(self) -> &'s [usize] {
+        self.keys
+    }
+
+    /// Returns the name and the arguments.
+    pub fn arguments(self) -> impl Iterator<Item = &'s [u8]> + Clone {
+        let (args, step) = (self.args, self.step);
+        let of_key = move |key: &usize| args[key * step..(key + 1) * step].iter().copied();
+        std::iter::once(self.name.as_bytes()).chain(self.keys.iter().flat_map(of_key))
+    }
+
+    /// Returns how many these are.
+    pub fn argument_count(self) -> usize {
+        1 + self.keys.len() * self.step
     }
 }
 
-impl fmt::Debug for Part {
+impl fmt::Debug for Part<'_> {
     /// Only which keys: they may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Part")
@@ -158,16 +197,39 @@ impl Division {
         })
     }
 
+    /// How many arguments there are for each key.
+    fn step(self) -> usize {
+        match self {
+            Self::AllOk => 2,
+            Self::InOrder | Self::Sum { .. } => 1,
+        }
+    }
+
     fn writes(self) -> bool {
         matches!(self, Self::Sum { writes: true } | Self::AllOk)
     }
 }
 
-impl SplitCommand {
+impl SplitCommand<'_> {
     /// Returns the parts, in the order of their slots. Each may be sent, followed and repeated as a
     /// command of its own.
-    pub fn parts(&self) -> &[Part] {
-        &self.parts
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = Part<'_>> + Clone {
+        self.parts.iter().map(|part| self.of(part))
+    }
+
+    /// Returns the part of this number, the first being 0.
+    pub fn part(&self, number: usize) -> Option<Part<'_>> {
+        self.parts.get(number).map(|part| self.of(part))
+    }
+
+    fn of(&self, part: &Bounds) -> Part<'_> {
+        Part {
+            slot: part.slot,
+            name: self.name,
+            step: self.kind.step(),
+            args: &self.args,
+            keys: &self.keys[part.start..part.end],
+        }
     }
 
     /// Joins what became of the parts, given in their order. An error reply is a failure, and to be
@@ -183,9 +245,9 @@ impl SplitCommand {
         results: impl IntoIterator<Item = Result<Value, Failed<E>>>,
     ) -> Result<Value, PartsFailed<E>> {
         let (mut answers, mut first, mut worst) = (Vec::new(), None, None);
-        let mut fates = vec![KeyFate::Done; self.keys];
+        let mut fates = Vec::new();
         let mut results = results.into_iter();
-        for part in &self.parts {
+        for part in self.parts() {
             let result = results.next().expect("there is a result for each part");
             let failed = match result.map(|value| self.checked(part, value)) {
                 Ok(Ok(value)) => {
@@ -198,7 +260,8 @@ impl SplitCommand {
                 },
                 Err(failed) => failed,
             };
-            for key in &part.keys {
+            fates.resize(self.keys.len(), KeyFate::Done);
+            for key in part.keys {
                 fates[*key] = KeyFate::Failed(failed.certainty);
             }
             // The error told is that of the worst part.
@@ -224,7 +287,7 @@ impl SplitCommand {
     }
 
     /// The answer to a part, if it can be joined.
-    fn checked(&self, part: &Part, value: Value) -> Result<Value, UnexpectedAnswer> {
+    fn checked(&self, part: Part<'_>, value: Value) -> Result<Value, UnexpectedAnswer> {
         let wanted = match (self.kind, &value) {
             (Division::InOrder, Value::Array(elements)) if elements.len() == part.keys.len() => {
                 return Ok(value);
@@ -248,8 +311,8 @@ impl SplitCommand {
             Division::AllOk => Value::Okay,
             Division::Sum { .. } => sum(self.name, &answers).unwrap_or(Value::Nil),
             Division::InOrder => {
-                let mut all = vec![Value::Nil; self.keys];
-                for (part, answer) in self.parts.iter().zip(answers) {
+                let mut all = vec![Value::Nil; self.keys.len()];
+                for (part, answer) in self.parts().zip(answers) {
                     let Value::Array(elements) = answer else {
                         continue;
                     };

@@ -9,12 +9,12 @@ mod again;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
 
 use redis::{Pipeline, ServerError, Value};
 
 pub use self::again::{Again, Terms};
 use super::keys::{DivideMset, PartsFailed, SplitCommand, command};
+use super::portion::Portion;
 use super::{Failed, Indivisible, UnexpectedAnswer, name};
 use crate::certainty::Certainty;
 use crate::command::place::{Place, place};
@@ -52,7 +52,7 @@ pub struct SplitPipeline<'a, E> {
 /// A command of the pipeline, all of whose units follow each other.
 struct Entry<'a> {
     cmd: CommandRef<'a>,
-    divided: Option<SplitCommand>,
+    divided: Option<SplitCommand<'a>>,
 }
 
 /// A unit that is sent to one node: a command, or a part of one.
@@ -97,8 +97,6 @@ pub struct NodePart<N> {
     pub node: N,
     /// Each of the commands has to be preceded by an ASKING of its own.
     pub asking: bool,
-    /// The commands.
-    pub pipeline: Pipeline,
     /// Whether these are all commands of the pipeline and as they were, so that it can be sent
     /// itself.
     pub is_whole: bool,
@@ -106,7 +104,8 @@ pub struct NodePart<N> {
 }
 
 impl<N> NodePart<N> {
-    /// Returns the numbers of the commands, for [`SplitPipeline::record`].
+    /// Returns the numbers of the commands, for [`SplitPipeline::record`] and
+    /// [`SplitPipeline::portions`].
     pub fn units(&self) -> &[usize] {
         &self.units
     }
@@ -186,12 +185,10 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// What is asked of a node in answer to ASK is a part of its own, because ASKING holds for one
     /// command. Of one slot no command is in an earlier part than the command before it: parts that
     /// are submitted in their order keep that of each key.
-    pub fn to_send<N: Clone + Eq + Hash>(
-        &mut self,
-        mut node_of: impl FnMut(Target<'_>) -> N,
-    ) -> Vec<NodePart<N>> {
+    pub fn to_send<N: Eq>(&mut self, mut node_of: impl FnMut(Target<'_>) -> N) -> Vec<NodePart<N>> {
         let mut parts: Vec<NodePart<N>> = Vec::new();
-        let mut by_node: HashMap<(N, bool), usize> = HashMap::new();
+        // Before the first redirect one slot has one node, and so one part.
+        let redirected = self.units.iter().any(|unit| unit.redirect.is_some());
         let mut by_slot: HashMap<Slot, usize> = HashMap::new();
         for (number, unit) in self.units.iter_mut().enumerate() {
             if !matches!(unit.state, State::Waiting) {
@@ -204,28 +201,23 @@ impl<'a, E> SplitPipeline<'a, E> {
             });
             let asking = matches!(unit.redirect, Some(Routing::Ask(_)));
             let least = unit.slot.and_then(|slot| by_slot.get(&slot).copied());
-            let key = (node, asking);
-            let found = by_node.get(&key).copied();
+            let is_it = |part: &NodePart<N>| part.asking == asking && part.node == node;
+            let found = parts.iter().rposition(is_it);
             let at = match found.filter(|at| Some(*at) >= least) {
                 Some(at) => at,
                 None => {
                     parts.push(NodePart {
-                        node: key.0.clone(),
+                        node,
                         asking,
-                        pipeline: Pipeline::new(),
                         is_whole: false,
                         units: Vec::new(),
                     });
-                    by_node.insert(key, parts.len() - 1);
                     parts.len() - 1
                 }
             };
-            if let Some(slot) = unit.slot {
+            if let Some(slot) = unit.slot.filter(|_| redirected) {
                 by_slot.insert(slot, at);
             }
-            parts[at]
-                .pipeline
-                .add_command(self.entries[unit.entry].cmd_of(unit.part));
             parts[at].units.push(number);
             unit.state = State::Sent;
             unit.ends_here = false;
@@ -287,6 +279,19 @@ impl<'a, E> SplitPipeline<'a, E> {
                 unit.ends_here = true;
             }
         }
+    }
+
+    /// Returns what is to be sent of commands, given by their numbers.
+    pub fn portions<'s>(&'s self, units: &'s [usize]) -> impl Iterator<Item = Portion<'s>> {
+        let units = units.iter().filter_map(|unit| self.units.get(*unit));
+        units.map(|unit| self.entries[unit.entry].portion(unit.part))
+    }
+
+    /// Returns the worst effect of commands, given by their numbers.
+    pub fn effect_of(&self, units: &[usize]) -> Effect {
+        let units = units.iter().filter_map(|unit| self.units.get(*unit));
+        let worst = units.map(|unit| unit.effect).max();
+        worst.unwrap_or(Effect::Read)
     }
 
     /// Returns the slot of a command, given by its number.
@@ -374,19 +379,16 @@ impl<'a, E> SplitPipeline<'a, E> {
 }
 
 impl Entry<'_> {
-    fn cmd_of(&self, part: usize) -> redis::Cmd {
-        let parts = self.divided.as_ref().map(SplitCommand::parts);
-        match parts.and_then(|parts| parts.get(part)) {
-            Some(part) => part.cmd().clone(),
-            None => self.cmd.to_cmd(),
-        }
+    fn portion(&self, part: usize) -> Portion<'_> {
+        let part = self.divided.as_ref().and_then(|split| split.part(part));
+        part.map_or(Portion::Whole(self.cmd), Portion::Part)
     }
 }
 
 /// Joins the parts of a command. Errors that all of them have for an answer are the answer of the
 /// whole.
 fn joined<E: From<UnexpectedAnswer> + From<ServerError>>(
-    split: &SplitCommand,
+    split: &SplitCommand<'_>,
     results: impl Iterator<Item = Result<Value, Failed<E>>>,
 ) -> Result<Value, Failed<E>> {
     let results: Vec<_> = results.collect();

@@ -134,10 +134,16 @@ proptest! {
         let mut parts = whole.clone();
         let expected = whole.run((&cmd).into());
         if let Some(split) = command(&cmd, DivideMset::Yes).expect("it can be divided") {
-            let results: Vec<_> = split.parts().iter().map(|part| {
-                let keys = key_names(arguments(part.cmd()));
+            let results: Vec<_> = split.parts().map(|part| {
+                let cmd = part.cmd();
+                let mut encoded = [Vec::new(), Vec::new()];
+                Portion::Part(part).encode(&mut encoded[0]);
+                crate::resp::encode::redis_cmd(&cmd, &mut encoded[1]);
+                assert_eq!(encoded[0], encoded[1]);
+                assert!(encoded[0].len() <= Portion::Part(part).most_bytes());
+                let keys = key_names(arguments(&cmd));
                 assert!(keys.map(Slot::of_key).all(|slot| slot == part.slot()));
-                Ok::<_, Failed<Fault>>(parts.run(part.cmd().into()))
+                Ok::<_, Failed<Fault>>(parts.run((&cmd).into()))
             }).collect();
             prop_assert!(results.len() > 1);
             prop_assert_eq!(split.join(results), Ok(expected));
@@ -158,8 +164,8 @@ proptest! {
         let certainty = |fate: u8| [Certainty::NotSent, Certainty::Rejected, Certainty::Unknown]
             .get(usize::from(fate)).copied();
         let mut data = Data::default();
-        let results = split.parts().iter().zip(&fates).map(|(part, fate)| match certainty(*fate) {
-            None => Ok(data.run(part.cmd().into())),
+        let results = split.parts().zip(&fates).map(|(part, fate)| match certainty(*fate) {
+            None => Ok(data.run((&part.cmd()).into())),
             Some(certainty) => Err(Failed { error: Fault::Lost, certainty }),
         });
         let joined = split.join(results.collect::<Vec<_>>());
@@ -169,7 +175,7 @@ proptest! {
             return Ok(());
         };
         let failed = joined.expect_err("a part has failed");
-        for (part, certainty) in split.parts().iter().zip(&of_parts) {
+        for (part, certainty) in split.parts().zip(&of_parts) {
             let fate = certainty.map_or(KeyFate::Done, KeyFate::Failed);
             for key in part.keys() {
                 prop_assert_eq!(failed.fates[*key], fate);
@@ -217,9 +223,8 @@ fn check_pipeline(
     let mut answered: Vec<usize> = Vec::new();
     for _ in 0..12 {
         for part in split.to_send(|target| target.slot.map(|slot| slot.number() % 3)) {
-            let cmds: Vec<Cmd> = crate::redis_rs::commands(&part.pipeline)
-                .map(CommandRef::to_cmd)
-                .collect();
+            let portions = split.portions(part.units());
+            let cmds: Vec<Cmd> = portions.map(Portion::to_cmd).collect();
             assert_eq!(cmds.len(), part.units().len());
             let lost_at = if rng.u8(..3) == 0 {
                 rng.usize(..=cmds.len())
@@ -650,10 +655,10 @@ fn t11_what_cannot_be_divided_is_refused_with_its_slots() {
 
 #[test]
 fn t11_an_answer_that_does_not_fit_its_part_is_unknown_and_never_shifts_others() {
-    let split = |text: &str| {
-        command(&words(text), DivideMset::Yes)
-            .expect("divided")
-            .expect("two slots")
+    let join = |text: &str, answers| {
+        let cmd = words(text);
+        let split = command(&cmd, DivideMset::Yes).expect("divided");
+        split.expect("two slots").join::<Fault>(answers)
     };
     let list = |n: usize| Value::Array(vec![Value::Nil; n]);
     for (text, good, bad) in [
@@ -662,7 +667,7 @@ fn t11_an_answer_that_does_not_fit_its_part_is_unknown_and_never_shifts_others()
         ("DEL a b", Value::Int(1), Value::Okay),
         ("MSET a 1 b 2", Value::Okay, Value::Int(1)),
     ] {
-        let failed = split(text).join([Ok(good), Ok(bad)]).expect_err(text);
+        let failed = join(text, [Ok(good), Ok(bad)]).expect_err(text);
         let Failed { error, certainty } = Failed {
             error: failed.error,
             certainty: failed.certainty,
@@ -775,7 +780,7 @@ fn errors_and_debug_output_show_no_keys() {
         .join([Ok(Value::Array(vec![Value::Nil])), Err(lost())])
         .expect_err("lost");
     let mut pipeline = pipe();
-    pipeline.add_command(mget);
+    pipeline.add_command(mget.clone());
     let mut parts = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
     let shown = format!(
         "{split:?} {failed} {failed:?} {parts:?} {:?}",

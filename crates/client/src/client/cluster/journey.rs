@@ -98,7 +98,7 @@ enum Attempted {
 }
 
 /// A command, transaction or script on its way, whose keys have one slot.
-struct Journey<'a> {
+pub(super) struct Journey<'a> {
     cluster: &'a Cluster,
     slot: Slot,
     key: Option<u64>,
@@ -122,6 +122,18 @@ struct Journey<'a> {
     unknown: bool,
     /// The nodes at which an attempt that was given up may still run.
     abandoned_at: Vec<NodeId>,
+    /// Its first attempt, if it was made elsewhere.
+    begun: Option<Begun<'a>>,
+}
+
+/// A first attempt that was made together with others, and did not serve it.
+pub(super) struct Begun<'a> {
+    pub(super) node: Arc<Node>,
+    pub(super) sent: Instant,
+    pub(super) error: Error,
+    /// Whether an earlier try at the same node may have run.
+    pub(super) before: bool,
+    pub(super) places: Places<'a>,
 }
 
 impl Cluster {
@@ -134,7 +146,20 @@ impl Cluster {
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
-        let journey = Journey {
+        let journey = self.journey((slot, key), payload, plan, options, limits);
+        journey.finish().await
+    }
+
+    /// The same, within limits that are known.
+    pub(super) fn journey<'a>(
+        &'a self,
+        (slot, key): (Slot, Option<u64>),
+        payload: Payload<'a>,
+        plan: Plan,
+        options: &'a CallOptions,
+        limits: Limits,
+    ) -> Journey<'a> {
+        Journey {
             cluster: self,
             slot,
             key,
@@ -152,8 +177,23 @@ impl Cluster {
             waits: 0,
             unknown: false,
             abandoned_at: Vec::new(),
-        };
-        journey.run().await.map_err(|error| match error.kind() {
+            begun: None,
+        }
+    }
+}
+
+impl<'a> Journey<'a> {
+    /// Goes on after this attempt.
+    pub(super) fn begun(mut self, begun: Option<Begun<'a>>) -> Self {
+        self.begun = begun;
+        self
+    }
+}
+
+impl Journey<'_> {
+    pub(super) async fn finish(self) -> Result<Reply, Error> {
+        let limits = self.limits;
+        self.run().await.map_err(|error| match error.kind() {
             ErrorKind::Timeout { .. } => {
                 let certainty = error.certainty();
                 let at = error.at().map(Arc::from);
@@ -163,26 +203,35 @@ impl Cluster {
             _ => error,
         })
     }
-}
 
-impl Journey<'_> {
     async fn run(mut self) -> Result<Reply, Error> {
         let mut aim = Aim::Owner;
         let mut last: Option<Error> = None;
         loop {
-            self.stand_in_line();
-            let reached = self.cluster.reach(self.slot, &aim, &self.limits).await;
-            let node = match (reached, &mut last) {
-                (Ok(node), _) => node,
-                (Err(error), None) => return Err(error.at_best(self.unknown)),
-                (Err(_), Some(error)) => return Err(error.clone()),
+            let (node, sent, attempted) = match self.begun.take() {
+                Some(begun) => {
+                    self.places = Some(begun.places);
+                    let attempted = Attempted::Ended(Err(begun.error), begun.before);
+                    (begun.node, begun.sent, attempted)
+                }
+                None => {
+                    self.stand_in_line();
+                    let reached = self.cluster.reach(self.slot, &aim, &self.limits).await;
+                    let node = match (reached, &mut last) {
+                        (Ok(node), _) => node,
+                        (Err(error), None) => return Err(error.at_best(self.unknown)),
+                        (Err(_), Some(error)) => return Err(error.clone()),
+                    };
+                    if let Some(error) = last.take_if(|_| self.abandoned_at.contains(&node.id)) {
+                        // The one that was given up there could run after it.
+                        return Err(error);
+                    }
+                    let sent = clock::now();
+                    let attempted = self.attempt(&node, &aim, sent).await;
+                    (node, sent, attempted)
+                }
             };
-            if let Some(error) = last.take_if(|_| self.abandoned_at.contains(&node.id)) {
-                // The one that was given up there could run after it.
-                return Err(error);
-            }
-            let sent = clock::now();
-            let (result, before) = match self.attempt(&node, &aim, sent).await {
+            let (result, before) = match attempted {
                 Attempted::Ended(result, before) => (result, before),
                 Attempted::Never(error) => return Err(error.at_best(self.unknown)),
                 Attempted::Elsewhere if clock::now() >= self.limits.deadline => {

@@ -252,23 +252,67 @@ impl InOrder {
         let number = line.as_ref().map_or(u64::MAX, |line| line.number);
         for entry in entries {
             let stripe = locked(&mut locks, entry.slot);
-            let until = match stripe.is_behind(entry.slot, number) {
-                true => Some(now + FAR),
-                false if stripe.gate.is_calm() => None,
-                false => match stripe.gate.pass(entry.slot, now) {
-                    Passage::Until(until) => Some(until),
-                    Passage::Open => None,
-                },
-            };
-            if let Some(until) = until {
+            if let Some(until) = stripe.halts(entry.slot, number, now) {
                 if line.is_none() {
                     *line = self.line_up(entries, &mut locks);
                 }
                 return Err(Halted::Until(until));
             }
         }
+        Ok(self.submit(entries.clone(), locks, cx, attempt))
+    }
+
+    /// The same of the parts of a command that go to one node as one request, which `attempt`
+    /// submits; each has a slot of its own. If some may not be sent now, nothing is: returns which,
+    /// by their numbers among the entries.
+    pub(super) async fn enter_together<F: Future>(
+        &self,
+        entries: Entries,
+        now: Instant,
+        stands: impl Fn(Slot) -> bool,
+        mut attempt: Pin<&mut F>,
+    ) -> Result<(Places<'_>, Poll<F::Output>), Vec<usize>> {
+        let mut entries = Some(entries);
+        std::future::poll_fn(|cx| {
+            let entries = entries.take().unwrap_or_default();
+            let entered = self.try_enter_together(entries, now, &stands, cx, attempt.as_mut());
+            Poll::Ready(entered)
+        })
+        .await
+    }
+
+    fn try_enter_together<F: Future>(
+        &self,
+        entries: Entries,
+        now: Instant,
+        stands: &impl Fn(Slot) -> bool,
+        cx: &mut Context<'_>,
+        attempt: Pin<&mut F>,
+    ) -> Result<(Places<'_>, Poll<F::Output>), Vec<usize>> {
+        let mut locks = self.lock(entries.iter().map(|entry| entry.slot));
+        let mut halted = Vec::new();
+        for (number, entry) in entries.iter().enumerate() {
+            let stripe = locked(&mut locks, entry.slot);
+            if !stands(entry.slot) || stripe.halts(entry.slot, u64::MAX, now).is_some() {
+                halted.push(number);
+            }
+        }
+        if !halted.is_empty() {
+            return Err(halted);
+        }
+        Ok(self.submit(entries, locks, cx, attempt))
+    }
+
+    /// Polls `attempt` for the first time and gives it places in slots that are locked.
+    fn submit<F: Future>(
+        &self,
+        entries: Entries,
+        mut locks: Locks<'_>,
+        cx: &mut Context<'_>,
+        attempt: Pin<&mut F>,
+    ) -> (Places<'_>, Poll<F::Output>) {
         let command = self.next.fetch_add(1, Ordering::Relaxed);
-        for entry in entries {
+        for entry in &entries {
             let entry = *entry;
             let under_way = &mut locked(&mut locks, entry.slot).under_way;
             under_way.push_back(UnderWayIn { command, entry });
@@ -278,10 +322,10 @@ impl InOrder {
         let places = Places {
             order: self,
             command,
-            entries: entries.clone(),
+            entries,
             ran: false,
         };
-        Ok((places, polled))
+        (places, polled)
     }
 
     /// Gives a new command its place behind all that wait; `None` if as many wait as may.
@@ -352,6 +396,21 @@ impl InOrder {
 }
 
 impl Stripe {
+    /// Returns until when at most a new command of this slot has to wait, if it has to: the slot
+    /// changes hands, or others wait for that who came before the one of this number.
+    fn halts(&mut self, slot: Slot, number: u64, now: Instant) -> Option<Instant> {
+        if self.is_behind(slot, number) {
+            return Some(now + FAR);
+        }
+        if self.gate.is_calm() {
+            return None;
+        }
+        match self.gate.pass(slot, now) {
+            Passage::Until(until) => Some(until),
+            Passage::Open => None,
+        }
+    }
+
     /// Whether others wait for this slot who came before the one of this number.
     fn is_behind(&self, slot: Slot, number: u64) -> bool {
         let mut of_slot = self.line.iter().filter(|one| one.slot == slot);
@@ -377,6 +436,13 @@ impl Stripe {
     }
 }
 
+/// FNV-1a: which of a slot's keys it is.
+pub(super) fn hash_of_key(key: &[u8]) -> u64 {
+    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 fn stripe_of(slot: Slot) -> usize {
     usize::from(slot.number()) % STRIPES
 }
@@ -384,7 +450,8 @@ fn stripe_of(slot: Slot) -> usize {
 /// The stripe of a slot, which is locked.
 fn locked<'l>(locks: &'l mut Locks<'_>, slot: Slot) -> &'l mut Stripe {
     let at = stripe_of(slot);
-    let place = locks.iter().position(|(stripe, _)| *stripe == at);
+    // They were sorted to be locked.
+    let place = locks.binary_search_by_key(&at, |(stripe, _)| *stripe);
     &mut locks[place.unwrap_or_default()].1
 }
 
@@ -480,6 +547,21 @@ impl Places<'_> {
             }
             stays
         });
+    }
+
+    /// Takes the place in one slot out: from now on it is apart from the others.
+    pub(super) fn split_off(&mut self, slot: Slot) -> Self {
+        let is_it = |entry: &Entry| entry.slot == slot;
+        let at = self.entries.iter().position(is_it);
+        Self {
+            order: self.order,
+            command: self.command,
+            entries: at
+                .map(|at| self.entries.swap_remove(at))
+                .into_iter()
+                .collect(),
+            ran: false,
+        }
     }
 
     /// The command has run, or may have.

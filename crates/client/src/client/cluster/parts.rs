@@ -17,12 +17,15 @@ use steadfast_core::split::{self, Failed, Indivisible, KeyFate, SplitCommand, Un
 use steadfast_core::topology::{MemberIndex, Trigger};
 
 use super::Cluster;
+use super::journey::Limits;
 use super::node::Node;
+use super::order::hash_of_key;
+use super::together::Whole;
 use crate::call::plan::{Payload, Plan, one};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::ConnectionState;
-use crate::options::CallOptions;
+use crate::options::{CallOptions, ReadFrom};
 
 impl Cluster {
     /// Runs one call from beginning to end.
@@ -44,6 +47,8 @@ impl Cluster {
                 self.follow((slot, None), payload, plan, options).await
             }
             Payload::Pipeline(pipeline) => self.pipeline(pipeline, plan, options).await,
+            // That is what becomes of a call here, and none that is made.
+            Payload::Portions(_) => Err(no_place(plan.name, ServedBy::Nothing)),
         };
         // Replicas may be read from since it began.
         if may_write {
@@ -94,24 +99,40 @@ impl Cluster {
     /// A command of many keys, in a part for each slot.
     async fn divided(
         &self,
-        split: &SplitCommand,
+        split: &SplitCommand<'_>,
         plan: &Plan,
         options: &CallOptions,
     ) -> Result<Value, Error> {
-        let parts = split.parts().iter().map(|part| async {
-            let payload = Payload::Command(part.cmd());
-            let key = (part.keys().len() == 1)
-                .then(|| key_of(part.cmd()))
-                .flatten();
-            let place = (part.slot(), key);
-            let answer = self.follow_or_read(place, payload, plan.clone(), options);
-            answer.await.and_then(one).map_err(|error| Failed {
-                certainty: error.certainty(),
-                error,
-            })
-        });
-        let results = join_all(parts).await;
-        split.join(results).map_err(|failed| {
+        let read_from = options.read_from.unwrap_or(self.settings().read_from);
+        // A read of a replica, and what replicas have to acknowledge, is each part's own.
+        let apart = read_from != ReadFrom::Primary && plan.effect == Effect::Read
+            || options.acknowledged_by.is_some();
+        let outcomes = match apart {
+            false => {
+                let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
+                let whole = Whole {
+                    split,
+                    plan,
+                    options,
+                    limits,
+                };
+                self.together(whole).await
+            }
+            true => {
+                let parts = split.parts().map(|part| async move {
+                    let cmd = part.cmd();
+                    let place = (part.slot(), key_of(&cmd));
+                    let payload = Payload::Command(&cmd);
+                    let answer = self.follow_or_read(place, payload, plan.clone(), options);
+                    answer.await.and_then(one).map_err(|error| Failed {
+                        certainty: error.certainty(),
+                        error,
+                    })
+                });
+                join_all(parts).await
+            }
+        };
+        split.join(outcomes).map_err(|failed| {
             let keys = || (0..).zip(&failed.fates);
             let of = |unknown: bool| {
                 let keys = keys().filter(|(_, fate)| match fate {
@@ -144,7 +165,7 @@ impl Cluster {
         plan: Plan,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
-        let limits = super::journey::Limits::new(plan.limit(options, self.settings().deadline)?);
+        let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
         self.reach(self.any_slot(), &super::Aim::Owner, &limits)
             .await?;
         if !self.routes.is_covered() {
@@ -174,7 +195,7 @@ impl Cluster {
         payload: Payload<'_>,
         plan: &Plan,
         options: &CallOptions,
-        limits: &super::journey::Limits,
+        limits: &Limits,
     ) -> Result<BTreeMap<u16, Result<Value, Error>>, Error> {
         let reads = plan.effect == Effect::Read;
         let mut answers = BTreeMap::new();
@@ -317,15 +338,8 @@ const ANY: usize = 16;
 /// The hash of the command's key, if it has one only.
 fn key_of(cmd: &Cmd) -> Option<u64> {
     let mut keys = command::key_names(command::arguments(cmd));
-    let first = keys.next().map(hash);
+    let first = keys.next().map(hash_of_key);
     first.filter(|_| keys.next().is_none())
-}
-
-/// FNV-1a: which of a slot's keys it is.
-fn hash(key: &[u8]) -> u64 {
-    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 fn no_place(command: &'static str, served_by: ServedBy) -> Error {

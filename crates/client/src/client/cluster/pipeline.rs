@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use redis::{Pipeline, Value};
+use smallvec::SmallVec;
 use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
 use steadfast_core::redis_rs;
 use steadfast_core::slot::Slot;
-use steadfast_core::split::Failed;
 use steadfast_core::split::pipeline::{
     CommandOutcome, NodePart, PipelineFailed, SplitPipeline, Target, Terms,
 };
+use steadfast_core::split::{Failed, Portion};
 
 use super::journey::{Limits, no_room, pause_before_trying_again};
 use super::node::{Node, may_go_on};
@@ -70,6 +71,15 @@ struct Round {
     goes: BTreeSet<(Slot, u16)>,
     /// The slots that go where a redirect leads, and not to their owners.
     strays: BTreeSet<Slot>,
+}
+
+/// The pipeline that parts belong to.
+#[derive(Clone, Copy)]
+struct Whole<'a> {
+    pipeline: &'a Pipeline,
+    split: &'a SplitPipeline<'a, Error>,
+    plan: &'a Plan,
+    options: &'a CallOptions,
 }
 
 /// The result of sending them.
@@ -194,10 +204,16 @@ impl Voyage<'_> {
     async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
         let (cluster, limits) = (self.cluster, self.limits);
         let Round { parts, goes, .. } = round;
-        let (whole, options, rounds) = ((self.pipeline, &self.plan), self.options, self.rounds);
+        let whole = Whole {
+            pipeline: self.pipeline,
+            split: &self.split,
+            plan: &self.plan,
+            options: self.options,
+        };
+        let times = limits.of_attempt(self.rounds);
         let sends = parts
             .iter()
-            .map(|part| cluster.send_part(part, whole, options, (rounds, &limits)));
+            .map(|part| cluster.send_part(part, whole, times));
         let mut sends = pin!(join_all(sends));
         let polled = match &mut self.places {
             None => {
@@ -395,10 +411,9 @@ impl Cluster {
 
     async fn send_part(
         &self,
-        part: &NodePart<Option<u16>>,
-        (whole, plan): (&Pipeline, &Plan),
-        options: &CallOptions,
-        (rounds, limits): (u32, &Limits),
+        part: &PipelinePart,
+        whole: Whole<'_>,
+        times: (Instant, Duration),
     ) -> Vec<Answer> {
         let units = part.units();
         let all = |(result, before)| {
@@ -408,69 +423,81 @@ impl Cluster {
                 before,
             }]
         };
-        let refused = |error: Error| {
-            let certainty = error.certainty();
-            all((Err(Failed { error, certainty }), false))
-        };
         let node = match part.node.map(|number| self.node(number)) {
             Some(Ok(Some(node))) => node,
-            Some(Err(error)) => return refused(error),
+            Some(Err(error)) => return all(refused(error)),
             None | Some(Ok(None)) => {
-                let mut commands = redis_rs::commands(&part.pipeline);
-                let slot = commands.find_map(|cmd| {
-                    let mut keys = command::key_names(command::arguments(cmd));
-                    keys.next().map(Slot::of_key)
-                });
-                return refused(self.nobody_serves(slot.unwrap_or_else(|| self.any_slot())));
+                let slot = units.iter().find_map(|unit| whole.split.slot_of(*unit));
+                let slot = slot.unwrap_or_else(|| self.any_slot());
+                return all(refused(self.nobody_serves(slot)));
             }
         };
-        let times = limits.of_attempt(rounds);
-        if part.is_whole && !part.asking {
-            let payload = Payload::Pipeline(whole);
+        let Whole { plan, options, .. } = whole;
+        if part.asking {
+            return self.send_asking(part, &node, whole, times).await;
+        }
+        if part.is_whole {
+            let payload = Payload::Pipeline(whole.pipeline);
             let answer = node.attempt_apart(payload, plan.clone(), options, times);
             return all(Self::values_apart(&node, answer.await));
         }
-        let planned = |payload: Payload<'_>| self.planned(payload, options);
-        if !part.asking {
-            let payload = Payload::Pipeline(&part.pipeline);
-            let answer = match planned(payload) {
+        let portions = whole.split.portions(units);
+        if plan.blocking.is_some() {
+            // What waits in the server is sent again with what is left of its time.
+            let mut own = Pipeline::with_capacity(units.len());
+            portions.for_each(|portion| {
+                own.add_command(portion.to_cmd());
+            });
+            let payload = Payload::Pipeline(&own);
+            let answer = match self.planned(payload, options) {
                 Ok(plan) => node.attempt_apart(payload, plan, options, times).await,
                 Err(error) => (Err(error), false),
             };
             return all(Self::values_apart(&node, answer));
         }
-        // Each behind an ASKING of its own. They are submitted in this order.
-        let commands: Vec<_> = redis_rs::commands(&part.pipeline)
-            .map(|cmd| cmd.to_cmd())
-            .collect();
-        let asks = commands.iter().zip(units).map(|(cmd, unit)| {
-            let node = &node;
-            async move {
-                let payload = Payload::Command(cmd);
-                let (answer, before) = match self.planned(payload, options) {
-                    Ok(plan) => {
-                        let plan = Plan {
-                            asking: true,
-                            ..plan
-                        };
-                        node.attempt_apart(payload, plan, options, times).await
-                    }
-                    Err(error) => (Err(error), false),
-                };
-                let answer = match answer {
-                    Err(error) => match error.kind() {
-                        ErrorKind::Server(said) => Ok(Reply::One(Value::ServerError(said.clone()))),
-                        _ => Err(error),
-                    },
-                    answer => answer,
-                };
-                let (result, before) = Self::values_apart(node, (answer, before));
-                let units = vec![*unit];
-                Answer {
-                    units,
-                    result,
-                    before,
+        let portions: SmallVec<[Portion<'_>; 4]> = portions.collect();
+        let settings = self.settings();
+        let effect = whole.split.effect_of(units);
+        let plan = plan.of_portions(&portions, effect, settings.connections);
+        let plan = plan.adjusted(options, settings.repeat_only_reads);
+        let answer = node.attempt_apart(Payload::Portions(&portions), plan, options, times);
+        all(Self::values_apart(&node, answer.await))
+    }
+
+    /// Sends each command behind an ASKING of its own. They are submitted in this order.
+    async fn send_asking(
+        &self,
+        part: &PipelinePart,
+        node: &Node,
+        whole: Whole<'_>,
+        times: (Instant, Duration),
+    ) -> Vec<Answer> {
+        let (units, options) = (part.units(), whole.options);
+        let commands: Vec<_> = whole.split.portions(units).map(Portion::to_cmd).collect();
+        let asks = commands.iter().zip(units).map(|(cmd, unit)| async move {
+            let payload = Payload::Command(cmd);
+            let (answer, before) = match self.planned(payload, options) {
+                Ok(plan) => {
+                    let plan = Plan {
+                        asking: true,
+                        ..plan
+                    };
+                    node.attempt_apart(payload, plan, options, times).await
                 }
+                Err(error) => (Err(error), false),
+            };
+            let answer = match answer {
+                Err(error) => match error.kind() {
+                    ErrorKind::Server(said) => Ok(Reply::One(Value::ServerError(said.clone()))),
+                    _ => Err(error),
+                },
+                answer => answer,
+            };
+            let (result, before) = Self::values_apart(node, (answer, before));
+            Answer {
+                units: vec![*unit],
+                result,
+                before,
             }
         });
         join_all(asks).await
@@ -539,6 +566,11 @@ impl Cluster {
         let plan = payload.plan(self.settings().connections, true)?;
         Ok(plan.adjusted(options, self.settings().repeat_only_reads))
     }
+}
+
+fn refused(error: Error) -> (Result<Vec<Value>, Failed<Error>>, bool) {
+    let certainty = error.certainty();
+    (Err(Failed { error, certainty }), false)
 }
 
 /// Those of the commands that were redirected.

@@ -128,7 +128,7 @@ impl<E> SplitPipeline<'_, E> {
         };
         let (code, detail) = (error.code(), error.details().unwrap_or_default());
         let args = self.arguments(unit);
-        let name = args.first().map_or(&b""[..], Vec::as_slice);
+        let name = args.first().copied().unwrap_or_default();
         was_refused_before_running(code, detail, unit.errors, name)
             && matches!(
                 refusal(code, detail),
@@ -159,11 +159,9 @@ impl<E> SplitPipeline<'_, E> {
             let commands = numbers
                 .iter()
                 .map(|number| self.arguments(&self.units[*number]));
-            let commands: Vec<Vec<Vec<u8>>> = commands.collect();
+            let commands: Vec<Vec<&[u8]>> = commands.collect();
             said.is_some()
-                || !looks_before_it_writes(
-                    commands.iter().map(|args| args.iter().map(Vec::as_slice)),
-                )
+                || !looks_before_it_writes(commands.iter().map(|args| args.iter().copied()))
         };
         by_slot.into_values().filter(may).flatten().collect()
     }
@@ -182,7 +180,7 @@ impl<E> SplitPipeline<'_, E> {
         let mut repeated: HashSet<Vec<u8>> = HashSet::new();
         for (number, unit) in self.units.iter().enumerate().rev() {
             let args = self.arguments(unit);
-            let keys = || key_names(args.iter().map(Vec::as_slice));
+            let keys = || key_names(args.iter().copied());
             if reasons[number].is_some() {
                 let overtaken = keys().any(|key| match done.get(key) {
                     None => false,
@@ -227,14 +225,11 @@ impl<E> SplitPipeline<'_, E> {
 
     fn has_several_keys(&self, unit: &Unit<E>) -> bool {
         let args = self.arguments(unit);
-        key_names(args.iter().map(Vec::as_slice)).nth(1).is_some()
+        key_names(args.iter().copied()).nth(1).is_some()
     }
 
-    fn arguments(&self, unit: &Unit<E>) -> Vec<Vec<u8>> {
-        let cmd = self.entries[unit.entry].cmd_of(unit.part);
-        crate::command::arguments(&cmd)
-            .map(<[u8]>::to_vec)
-            .collect()
+    fn arguments(&self, unit: &Unit<E>) -> Vec<&[u8]> {
+        self.entries[unit.entry].portion(unit.part).arguments()
     }
 }
 
