@@ -59,6 +59,7 @@
 //! [`steadfast`](https://docs.rs/steadfast), so their incompatible versions are part of ours;
 //! [`sqlx`] is the one that fits. Before 1.0 a minor version may break.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // What the databases share is used in full only where all of them are built in, as the tests build
 // them.
 #![cfg_attr(

@@ -28,8 +28,11 @@
 //!
 //! # Versions
 //! Commands, values and errors of redis-rs cross this interface, so its major version is part of
-//! ours: a new one of redis-rs is a new one of this crate. [`redis`] is the one that fits. Other
+//! ours: a new one of redis-rs is a new one of this crate. [`redis`] is the one that fits, and
+//! `secrecy` for the secrets of Entra ID. Other
 //! crates' features never change what this one does. Before 1.0 a minor version may break.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod breaker;
 mod call;
@@ -67,6 +70,9 @@ mod wire;
 
 /// The redis-rs whose commands, values and errors cross this interface.
 pub use redis;
+/// The secrecy whose secrets Entra ID takes.
+#[cfg(feature = "entra-id")]
+pub use secrecy;
 
 pub use client::builder::ClientBuilder;
 pub use client::chosen::NodeClient;

@@ -5,8 +5,15 @@
 //! whole experiments ([`scenario`], [`run`](mod@run)).
 //!
 //! # Versions
-//! The format of scenarios and of `report.json` is versioned by itself; before 1.0 a minor version
-//! of this crate may break its functions.
+//! Values of redis-rs and the router of axum cross this interface, so their incompatible versions
+//! are part of ours; [`redis`] and [`axum`] are those that fit. The format of scenarios and of
+//! `report.json` is versioned by itself; before 1.0 a minor version of this crate may break its
+//! functions.
+
+/// The axum whose router crosses this interface.
+pub use axum;
+/// The redis-rs whose values cross this interface.
+pub use redis;
 
 pub mod api;
 pub mod asking;

@@ -17,8 +17,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A program with a router of its own nests [`router`] below a path and calls [`App::serving`].
-//! Rules and limits name routes without that path, and hold below it.
+//! A program with a router of its own nests [`router`] below a path and calls [`App::serving`], as
+//! `examples/embed.rs` does. Rules and limits name routes without that path, and hold below it.
 //!
 //! # Features
 //! - `drill`: drills over HTTP and the demo, which start and kill private servers and make
@@ -26,8 +26,16 @@
 //! - `entra-id`: credentials of Azure's Entra ID for Redis.
 //!
 //! # Versions
-//! The router of axum, the client and the cache cross this interface, so their incompatible
-//! versions are part of ours. Before 1.0 a minor version may break.
+//! The router of axum, the secrets of secrecy, the client and the cache cross this interface, so
+//! their incompatible versions are part of ours; [`axum`] and [`secrecy`] are those that fit. Before
+//! 1.0 a minor version may break.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+/// The axum whose router crosses this interface.
+pub use axum;
+/// The secrecy whose secrets cross this interface.
+pub use secrecy;
 
 pub mod auth;
 pub mod config;

@@ -4,6 +4,7 @@
 
 mod breaker_model;
 mod command_table;
+mod examples;
 mod places;
 mod policy_laws;
 mod redis;

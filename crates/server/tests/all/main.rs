@@ -11,6 +11,7 @@ mod deploy;
 mod drain;
 mod drills;
 mod events;
+mod examples;
 mod fuzz;
 mod guarded;
 mod harness;
