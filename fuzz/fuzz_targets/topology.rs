@@ -169,6 +169,7 @@ fn view(step: &[u8], asked: Instant, heard: Instant) -> View {
             epoch: (f % 9 > 0).then_some(u64::from(name % 13)),
             is_myself: n == 0 && f % 2 == 0,
             is_failing: false,
+            is_failed: false,
             slots: range
                 .and_then(|(first, last)| SlotRange::new(first, last))
                 .into_iter()

@@ -35,6 +35,7 @@ use crate::link::Link;
 use crate::link::crossing::CrossingTurn;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
+use crate::sentinel::InLine;
 use crate::wire::queue::{Gate, Submission, SubmitQueue, Submitted};
 use crate::wire::slot::Rejoin;
 
@@ -104,6 +105,11 @@ pub(crate) async fn call_dedicated(
         limit,
         deadline: Deadline::after(started, limit).instant(),
     };
+    let proof = wait_for_proof(shared, call.plan.effect, call.deadline).await;
+    let proof = match proof {
+        Ok(proof) => proof,
+        Err(error) => return (Err(error), None),
+    };
     let submission = Submission {
         replies: call.plan.replies + u32::from(call.plan.asking),
         started,
@@ -114,9 +120,6 @@ pub(crate) async fn call_dedicated(
         read_only: call.plan.effect == Effect::Read,
         apart: false,
     };
-    if let Err(error) = refuse_without_proof(shared, call.plan.effect, submission.now) {
-        return (Err(error), None);
-    }
     let submitted = if call.plan.asking {
         queue.submit(submission, Asking(payload))
     } else if steps.is_empty() {
@@ -128,6 +131,7 @@ pub(crate) async fn call_dedicated(
         Ok(submitted) => submitted,
         Err(error) => return (Err(error), None),
     };
+    drop(proof);
     let mut again = AttemptHistory::default();
     let (_, result) = call.judge(submitted.pending.await, &mut again);
     (result, again.unfit)
@@ -253,7 +257,10 @@ impl Call<'_> {
             now = clock::now();
         }
         self.refuse_if_infeasible(now)?;
-        refuse_without_proof(self.shared, self.plan.effect, now)?;
+        let proof = wait_for_proof(self.shared, self.plan.effect, self.deadline).await?;
+        if proof.is_some() {
+            now = clock::now();
+        }
         let submission = Submission {
             replies: self.plan.replies + u32::from(self.plan.asking),
             started: self.started,
@@ -276,7 +283,7 @@ impl Call<'_> {
             }
             submitted => submitted?,
         };
-        drop(line);
+        drop((line, proof));
         again.turn = again.turn.take().and_then(CrossingTurn::submitted);
         again.seq = Some(seq);
         again.rejoin = None;
@@ -432,15 +439,24 @@ impl Call<'_> {
 const SERVED: Certainty = Certainty::Rejected;
 
 /// Refuses what may write while no majority of sentinels confirms the primary, where that is asked
-/// for.
-fn refuse_without_proof(shared: &Shared, effect: Effect, now: Instant) -> Result<(), Error> {
+/// for. When that is first found out they are asked and waited for: this process may have stood
+/// still. What is returned keeps later ones back until it is dropped.
+async fn wait_for_proof(
+    shared: &Shared,
+    effect: Effect,
+    deadline: Instant,
+) -> Result<Option<InLine<'_>>, Error> {
     let (Some(within), Some(known)) = (shared.settings.primary_proof, &shared.discovery) else {
-        return Ok(());
+        return Ok(None);
     };
-    if effect == Effect::Read || known.is_proven(within, now) {
-        return Ok(());
+    if effect == Effect::Read || known.is_proven(within, clock::now()) && known.nobody_waits() {
+        return Ok(None);
     }
-    let age = known.proof_age(now);
+    let grace = shared.settings.reconnect_grace;
+    if let Some(place) = Box::pin(known.proven(within, grace, deadline)).await {
+        return Ok(Some(place));
+    }
+    let age = known.proof_age(clock::now());
     Err(Error::not_sent(ErrorKind::Unproven { within, age }))
 }
 

@@ -52,10 +52,22 @@ impl ClusterTarget {
 /// The identity that a server must prove to be put into service as a node of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Membership {
-    /// The id that the server must answer to `CLUSTER MYID`.
-    pub(crate) id: NodeId,
+    /// The ids of which the server must answer one to `CLUSTER MYID`.
+    pub(crate) ids: Vec<NodeId>,
     /// Whether the node is read from as a replica: it need not be a primary, and is told READONLY.
     pub(crate) as_replica: bool,
+    /// Whether it must say that its cluster serves.
+    pub(crate) must_serve: bool,
+}
+
+impl Membership {
+    /// Whom it is to be, for people.
+    pub(crate) fn wanted(&self) -> String {
+        match &self.ids[..] {
+            [id] => id.to_string(),
+            ids => format!("one of {} members", ids.len()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ mod status;
 mod target;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -42,14 +43,23 @@ impl Translation {
         Self(Some(Arc::new(by)))
     }
 
+    /// Translates an address. One whose translation panics stays as it was announced.
     pub(crate) fn of(&self, announced: Endpoint) -> Endpoint {
-        match &self.0 {
-            Some(translate) => {
-                let (host, port) = translate(&announced.host, announced.port);
-                Endpoint::new(&host, port)
+        let Some(translate) = &self.0 else {
+            return announced;
+        };
+        let translate = AssertUnwindSafe(|| translate(&announced.host, announced.port));
+        match catch_unwind(translate) {
+            Ok((host, port)) => Endpoint::new(&host, port),
+            Err(_) => {
+                tracing::warn!(address = %announced, "the translation of an address panicked");
+                announced
             }
-            None => announced,
         }
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
     }
 }
 
@@ -100,6 +110,11 @@ pub(crate) struct Discovery {
     /// The time at which the last majority was known to agree: nanoseconds after `started`, and
     /// one; or 0.
     majority_at: AtomicU64,
+    /// The writes that wait for a proof, one after the other; and how many there are.
+    line: tokio::sync::Mutex<()>,
+    in_line: AtomicUsize,
+    /// Of the last proof that was found too old: which, and when it was.
+    lapsed: Mutex<Option<(u64, Instant)>>,
     /// Calls that may have written and were answered, ever.
     acknowledged: AtomicU64,
     /// The replicas, as the primary told of them last; `None` while it tells nothing.
@@ -151,6 +166,19 @@ pub(crate) struct Switch {
     pub(crate) acknowledged: u64,
 }
 
+/// The place of a write among those that wait for a proof.
+pub(crate) struct InLine<'a> {
+    discovery: &'a Discovery,
+    turn: Option<tokio::sync::MutexGuard<'a, ()>>,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.discovery.in_line.fetch_sub(1, Ordering::Relaxed);
+        self.turn = None;
+    }
+}
+
 impl Discovery {
     pub(crate) fn new(target: &SentinelTarget, now: Instant) -> Self {
         let council = SentinelCouncil::new(target.seeds.clone(), CouncilConfig::default());
@@ -167,6 +195,9 @@ impl Discovery {
             told: tokio::sync::watch::Sender::new(0),
             started: now,
             majority_at: AtomicU64::new(0),
+            line: tokio::sync::Mutex::default(),
+            in_line: AtomicUsize::new(0),
+            lapsed: Mutex::default(),
             acknowledged: AtomicU64::new(0),
             replicas: Mutex::default(),
             not_allowed: Mutex::default(),
@@ -335,6 +366,50 @@ impl Discovery {
     /// Returns whether a majority of the sentinels has confirmed the primary within this time.
     pub(crate) fn is_proven(&self, within: Duration, now: Instant) -> bool {
         self.proof_age(now).is_some_and(|age| age <= within)
+    }
+
+    /// Returns whether no write waits for a majority to confirm the primary.
+    pub(crate) fn nobody_waits(&self) -> bool {
+        self.in_line.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits until a majority has confirmed the primary within this time, behind all that wait for
+    /// it. What is returned keeps those behind back until it is dropped. `None` if that does not
+    /// come: the sentinels have `grace` from when it is first found out that the last word of a
+    /// majority is too old, as that may be because this process stood still.
+    pub(crate) async fn proven(
+        &self,
+        within: Duration,
+        grace: Duration,
+        deadline: Instant,
+    ) -> Option<InLine<'_>> {
+        self.in_line.fetch_add(1, Ordering::Relaxed);
+        let mut place = InLine {
+            discovery: self,
+            turn: None,
+        };
+        let mut believed = self.believed.subscribe();
+        let until = self.lapses_until(grace).min(deadline);
+        if !self.is_proven(within, clock::now()) {
+            self.want();
+        }
+        // Those before it wait no longer either.
+        place.turn = clock::timeout_at(deadline, self.line.lock()).await;
+        while !self.is_proven(within, clock::now()) {
+            clock::timeout_at(until, believed.changed()).await?.ok()?;
+        }
+        place.turn.is_some().then_some(place)
+    }
+
+    /// Until when it is waited for the next word of a majority.
+    fn lapses_until(&self, grace: Duration) -> Instant {
+        let proof = self.majority_at.load(Ordering::Relaxed);
+        let mut lapsed = self.lapsed.lock();
+        let since = match *lapsed {
+            Some((of, since)) if of == proof => since,
+            _ => lapsed.insert((proof, clock::now())).1,
+        };
+        since + grace
     }
 
     /// Returns how long ago a majority was last known to agree; `None` if it never was.

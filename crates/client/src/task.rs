@@ -1,9 +1,14 @@
-//! A task that ends with whoever owns it.
+//! A task that ends with whoever owns it, and places for the work of others' code.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
+
+use crate::clock;
 
 /// A task that ends with its owner.
 #[derive(Debug)]
@@ -35,5 +40,74 @@ impl<T> Future for Owned<T> {
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Places for work in which code of others runs, which may hang, panic, or keep its thread: each in
+/// a task of its own. Work that keeps its thread keeps its place, so that no more threads are lost
+/// than there are places.
+#[derive(Debug)]
+pub(crate) struct Apart(Arc<Semaphore>);
+
+/// How work ended that came to no end of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Astray {
+    Panicked,
+    /// It keeps its thread, or hangs.
+    Hangs,
+    /// Earlier work keeps all places: it was not begun.
+    NoPlace,
+}
+
+impl Apart {
+    pub(crate) fn new(places: usize) -> Self {
+        Self(Arc::new(Semaphore::new(places)))
+    }
+
+    /// Does the work, for so long at most; a place for it may take as long. Whoever waits for it
+    /// ends it by going away.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Astray> {
+        let place = clock::timeout(limit, Arc::clone(&self.0).acquire_owned()).await;
+        let Some(Ok(place)) = place else {
+            return Err(Astray::NoPlace);
+        };
+        let task = Owned::new(tokio::spawn(async move {
+            let _place = place;
+            work.await
+        }));
+        match clock::timeout(limit, task).await {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(_)) => Err(Astray::Panicked),
+            None => Err(Astray::Hangs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn c8_what_keeps_its_thread_keeps_its_place_until_it_has_really_ended() {
+        let apart = Apart::new(1);
+        let [short, long] = [20, 20_000].map(Duration::from_millis);
+        let (free, kept) = std::sync::mpsc::channel::<()>();
+        let keeps = async move {
+            let _ = kept.recv();
+        };
+        assert_eq!(apart.run(short, keeps).await, Err(Astray::Hangs));
+        let begun = apart.run(short, async { panic!("it is not begun") });
+        assert_eq!(begun.await, Err::<(), _>(Astray::NoPlace));
+        drop(free);
+        assert_eq!(apart.run(long, async { 7 }).await, Ok(7));
+        let panics = apart.run(long, async { panic!("its own mistake") });
+        assert_eq!(panics.await, Err::<(), _>(Astray::Panicked));
+        let hangs = apart.run(short, std::future::pending::<()>());
+        assert_eq!(hangs.await, Err(Astray::Hangs));
+        assert_eq!(apart.run(long, async { 8 }).await, Ok(8), "it was ended");
     }
 }

@@ -79,6 +79,8 @@ pub struct Member {
     pub is_primary: bool,
     /// Whether another node thinks that this one does not serve.
     pub is_failing: bool,
+    /// Whether most primaries agree on that.
+    pub is_failed: bool,
     /// The newest view that could tell of this node does.
     pub is_present: bool,
     epoch: Option<u64>,
@@ -279,6 +281,7 @@ impl Topology {
             follows: None,
             is_primary: true,
             is_failing: false,
+            is_failed: false,
             is_present: true,
             epoch: None,
             located,

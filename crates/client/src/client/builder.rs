@@ -234,9 +234,11 @@ impl ClientBuilder {
     }
 
     /// Refuses whatever may write, as not sent, unless a majority of the sentinels has confirmed
+    /// Refuses whatever may write, as not sent, unless a majority of the sentinels has confirmed
     /// address and epoch of the primary within this time, which is 500 ms at least; they are asked
-    /// three times as often. Default: no proof is needed. Costs: without a majority of sentinels
-    /// there are no writes, though the primary serves.
+    /// three times as often, and when their last word is first found too old, writes wait for the
+    /// next as long as for a short interruption. Default: no proof is needed. Costs: without a
+    /// majority of sentinels there are no writes, though the primary serves.
     pub fn primary_proof(mut self, within: Duration) -> Self {
         self.settings.primary_proof = Some(within);
         self

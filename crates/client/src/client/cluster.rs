@@ -59,6 +59,7 @@ use crate::own_writes::OwnWrites;
 use crate::pubsub::PubSub;
 use crate::settings::Settings;
 use crate::target::{Address, Role, Target};
+use crate::task::Apart;
 use crate::wire::queue::TotalBytes;
 
 /// See the module.
@@ -79,6 +80,11 @@ pub(crate) struct Cluster {
     total_bytes: Arc<TotalBytes>,
     known: Mutex<Known>,
     gate: Mutex<DiscoveryGate>,
+    /// The places of questions to nodes, and that of a question to the provider for them.
+    asks: Apart,
+    asks_provider: Apart,
+    /// When the provider wants to be asked again.
+    renew_at: Mutex<Option<Instant>>,
     /// Something is to be found out.
     wake: Notify,
     /// Counts up with each answer, and each round in which there was none.
@@ -152,6 +158,9 @@ impl Cluster {
                 error: None,
                 not_allowed: BTreeSet::new(),
             }),
+            asks: Apart::new(discovery::AT_ONCE),
+            asks_provider: Apart::new(1),
+            renew_at: Mutex::new(None),
             wake: Notify::new(),
             version: watch::Sender::new(0),
             discoveries: AtomicU64::new(0),
@@ -209,10 +218,12 @@ impl Cluster {
         };
         let hub = Arc::new(hub);
         let now = clock::now();
-        let shared = Shared::with_hub(settings, hub, now).map_err(|error| {
+        let mut shared = Shared::with_hub(settings, hub, now).map_err(|error| {
             let cause = error.to_string().into();
             Error::not_sent(ErrorKind::Connect { cause })
         })?;
+        // What one node takes is given to all, and to the subscribers, which belong to none.
+        shared.credentials = Arc::clone(&self.shared.credentials);
         let shared = Arc::new(shared);
         let settings = Arc::clone(&shared.settings);
         let whereabouts = Arc::new(Whereabouts::new(Arc::clone(&settings), member));
@@ -249,8 +260,9 @@ impl Cluster {
                 false => Role::Primary,
             },
             member: Some(Arc::new(Membership {
-                id: member.id.clone(),
+                ids: vec![member.id.clone()],
                 as_replica,
+                must_serve: true,
             })),
             // One node that hangs is not to take the room of all.
             buffered_bytes: (common.buffered_bytes / 2).max(64 << 10),

@@ -97,18 +97,25 @@ fn start(
     let alive = Alive::new(shared);
     // Its nodes have tasks of their own.
     if let Some(cluster) = cluster {
-        let keeps = cluster::keep_view(Arc::clone(cluster), alive);
-        let measures = cluster::keep_measured(Arc::clone(cluster));
+        let kept = Arc::clone(cluster);
+        let keeps = move || cluster::keep_view(Arc::clone(&kept), Arc::clone(&alive));
+        let kept = Arc::clone(cluster);
+        let measures = move || cluster::keep_measured(Arc::clone(&kept));
         return vec![
-            Owned::new(runtime.spawn(keeps)),
-            Owned::new(runtime.spawn(measures)),
+            Owned::new(runtime.spawn(Arc::clone(shared).kept(keeps))),
+            Owned::new(runtime.spawn(Arc::clone(shared).kept(measures))),
         ];
     }
     let links = shared.links.iter();
     let discovery = shared.discovery.iter().flat_map(|_| {
-        let watch = runtime.spawn(failover::watch(Arc::clone(shared)));
-        let account = runtime.spawn(failover::keep_account(Arc::clone(shared)));
-        [Owned::new(watch), Owned::new(account)]
+        let kept = Arc::clone(shared);
+        let watch = move || failover::watch(Arc::clone(&kept));
+        let kept = Arc::clone(shared);
+        let account = move || failover::keep_account(Arc::clone(&kept));
+        [
+            Owned::new(runtime.spawn(Arc::clone(shared).kept(watch))),
+            Owned::new(runtime.spawn(Arc::clone(shared).kept(account))),
+        ]
     });
     let tasks = links.map(|link| {
         let (shared, link) = (Arc::clone(shared), Arc::clone(link));

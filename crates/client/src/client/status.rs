@@ -81,7 +81,7 @@ impl Client {
             tls: nodes.iter().find_map(|node| node.tls.clone()),
             attempts: sum(|node| node.attempts),
             reconnects: sum(|node| node.reconnects),
-            stuck_resets: sum(|node| node.stuck_resets),
+            stuck_resets: front.stuck_resets + sum(|node| node.stuck_resets),
             mean_recovery_ms: nodes.iter().find_map(|node| node.mean_recovery_ms),
             last_error: worst
                 .and_then(|node| node.last_error.clone())

@@ -21,8 +21,9 @@ use crate::event::EventKind;
 use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
-use crate::sentinel::{Discovery, FailoverHistory, ReplicaStatus, Switch, Translation};
+use crate::sentinel::{Discovery, FailoverHistory, ReplicaStatus, Switch};
 use crate::target::Role;
+use crate::task::Apart;
 use steadfast_core::conn::Reply;
 
 /// The time that the new primary may take to serve before a failover is told without its history.
@@ -83,6 +84,7 @@ async fn note_while_it_serves(
     marks: &mut Option<Watermarks>,
     (term, epoch): (u64, u64),
 ) {
+    let places = Apart::new(1);
     loop {
         let (at, acknowledged) = (clock::now(), discovery.acknowledged());
         let role = ask(shared, &redis::cmd("ROLE")).await;
@@ -109,7 +111,8 @@ async fn note_while_it_serves(
                 acknowledged,
             });
         }
-        *discovery.replicas.lock() = told_by(role, &shared.settings.translation);
+        let told = told_by(shared, &places, role).await;
+        *discovery.replicas.lock() = told;
         tokio::select! {
             biased;
             () = link.closed() => return,
@@ -124,20 +127,33 @@ async fn note_while_it_serves(
 
 /// Returns the replicas that the primary tells of, at the addresses that sentinels name as well;
 /// `None` where it tells nothing.
-fn told_by(role: Option<RoleReport>, translation: &Translation) -> Option<Vec<ReplicaStatus>> {
+async fn told_by(
+    shared: &Shared,
+    places: &Apart,
+    role: Option<RoleReport>,
+) -> Option<Vec<ReplicaStatus>> {
     let Some(RoleReport::Primary {
         offset, replicas, ..
     }) = role
     else {
         return None;
     };
-    let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
-        address: translation.of(replica.endpoint).to_string(),
-        in_sync: true,
-        lag_bytes: Some(offset.saturating_sub(replica.offset)),
-        priority: None,
-    });
-    Some(replicas.collect())
+    let translation = shared.settings.translation.clone();
+    let told = move || {
+        let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
+            address: translation.of(replica.endpoint).to_string(),
+            in_sync: true,
+            lag_bytes: Some(offset.saturating_sub(replica.offset)),
+            priority: None,
+        });
+        replicas.collect()
+    };
+    if shared.settings.translation.is_none() {
+        return Some(told());
+    }
+    let limit = shared.settings.connect_timeout;
+    let told = shared.apart(places, limit, async move { Ok(told()) });
+    told.await.ok()
 }
 
 /// Waits until the primary of the present term serves.

@@ -19,7 +19,8 @@ use crate::error::connect::ConnectError;
 use crate::link::connect::{Exchange, auth, dial_sentinel, within};
 use crate::link::shared::Shared;
 use crate::sentinel::{Answer, Discovery, Switch};
-use crate::task::Owned;
+use crate::settings::Settings;
+use crate::task::{Apart, Owned};
 use crate::wire::queue::DriverCommand;
 use crate::wire::stream::Stream;
 use crate::wire::words::{as_error, command, without_arguments};
@@ -64,7 +65,14 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
     let mut believed = discovery.believed.subscribe();
     loop {
         let known = discovery.sentinels();
-        tasks.retain(|endpoint, task| known.contains(endpoint) && !task.is_finished());
+        tasks.retain(|endpoint, task| {
+            let is_known = known.contains(endpoint);
+            if is_known && task.is_finished() {
+                // It ends by a panic only.
+                shared.stuck(&shared.links[0], Duration::ZERO);
+            }
+            is_known && !task.is_finished()
+        });
         for endpoint in known {
             tasks.entry(endpoint).or_insert_with_key(|endpoint| {
                 let attends = attend(Arc::clone(&shared), endpoint.clone());
@@ -87,10 +95,12 @@ async fn attend(shared: Arc<Shared>, at: Endpoint) {
     let Some(discovery) = shared.discovery.clone() else {
         return;
     };
+    let [asking, listening] = [Apart::new(1), Apart::new(1)];
     let asks = async {
         let mut failed = 0;
         loop {
-            let error = ask_again_and_again(&shared, &discovery, &at, &mut failed).await;
+            let asked = ask_again_and_again(&shared, &discovery, &asking, &at, &mut failed);
+            let error = asked.await;
             discovery.failed(&at, &error);
             pause_after(&shared, &discovery, &at, &error, &mut failed).await;
         }
@@ -100,7 +110,7 @@ async fn attend(shared: Arc<Shared>, at: Endpoint) {
         // A fleet that starts at once is not to come with all its connections at once.
         tokio::time::sleep(SPREAD.mul_f64(shared.rng().f64())).await;
         loop {
-            let error = listen(&shared, &discovery, &at, &mut failed).await;
+            let error = listen(&shared, &discovery, &listening, &at, &mut failed).await;
             pause_after(&shared, &discovery, &at, &error, &mut failed).await;
         }
     };
@@ -137,14 +147,15 @@ async fn wanted_again(wanted: &mut tokio::sync::watch::Receiver<u64>, soonest: I
 }
 
 async fn ask_again_and_again(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     discovery: &Discovery,
+    places: &Apart,
     at: &Endpoint,
     failed: &mut u32,
 ) -> ConnectError {
     let asking = async {
         let limit = shared.settings.connect_timeout;
-        let (mut stream, address) = reach(shared, &discovery.service, at).await?;
+        let (mut stream, address) = reach(shared, discovery, places, at).await?;
         let mut exchange = Exchange::limited(&mut stream, &address, limits());
         let mut wanted = discovery.wanted.subscribe();
         let mut told = discovery.told.subscribe();
@@ -157,9 +168,8 @@ async fn ask_again_and_again(
             let asked = clock::now();
             let questions = questions(&discovery.service);
             let replies = within("sentinel", limit, exchange.exchange(&questions)).await??;
-            let translation = &shared.settings.translation;
-            let mut answer = read(&replies, asked, &address)?;
-            answer.translate(translation);
+            let answer = read(&replies, asked, &address)?;
+            let answer = translated(shared, places, answer).await?;
             *failed = 0;
             let now = clock::now();
             if let Some(switch) = discovery.hear(at, answer, now) {
@@ -184,14 +194,15 @@ async fn ask_again_and_again(
 
 /// Listens for `+switch-master`, which is a reason to ask.
 async fn listen(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     discovery: &Discovery,
+    places: &Apart,
     at: &Endpoint,
     failed: &mut u32,
 ) -> ConnectError {
     let listening = async {
         let limit = shared.settings.connect_timeout;
-        let (mut stream, address) = reach(shared, &discovery.service, at).await?;
+        let (mut stream, address) = reach(shared, discovery, places, at).await?;
         let mut exchange = Exchange::limited(&mut stream, &address, limits());
         let subscribe = [command(&["SUBSCRIBE", "+switch-master"])];
         let replies = within("sentinel", limit, exchange.exchange(&subscribe)).await??;
@@ -227,13 +238,45 @@ async fn listen(
     }
 }
 
-/// A connection to a sentinel, at whichever of its addresses one answers.
-async fn reach(
+/// The answer, with the addresses by which those that it names can be reached from here.
+async fn translated(
     shared: &Shared,
+    places: &Apart,
+    mut answer: Answer,
+) -> Result<Answer, ConnectError> {
+    let translation = shared.settings.translation.clone();
+    if translation.is_none() {
+        return Ok(answer);
+    }
+    let translates = async move {
+        answer.translate(&translation);
+        Ok(answer)
+    };
+    let limit = shared.settings.connect_timeout;
+    shared.apart(places, limit, translates).await
+}
+
+/// A connection to a sentinel, in a task of its own: a provider and a resolver have a part in it.
+async fn reach(
+    shared: &Arc<Shared>,
+    discovery: &Discovery,
+    places: &Apart,
+    at: &Endpoint,
+) -> Result<(Stream, String), ConnectError> {
+    let (service, at) = (Arc::clone(&discovery.service), at.clone());
+    let settings = Arc::clone(&shared.settings);
+    // Credentials, DNS, and TCP, TLS and greeting of the slowest of its addresses.
+    let limit = settings.connect_timeout.saturating_mul(6);
+    let reaches = async move { reach_at_any(&settings, &service, &at).await };
+    shared.apart(places, limit, reaches).await
+}
+
+/// The same, at whichever of its addresses one answers.
+async fn reach_at_any(
+    settings: &Settings,
     service: &str,
     at: &Endpoint,
 ) -> Result<(Stream, String), ConnectError> {
-    let settings = &shared.settings;
     let limit = settings.connect_timeout;
     let credentials = match &settings.sentinel_provider {
         Some(provider) => {

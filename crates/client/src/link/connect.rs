@@ -29,6 +29,7 @@ use crate::clock;
 use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
 use crate::error::connect::ConnectError;
 use crate::link::fence::Fence;
+use crate::membership::Membership;
 use crate::resolve::race;
 use crate::settings::Settings;
 use crate::target::Protocol;
@@ -101,6 +102,12 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
         waits_for: &'a WaitsFor,
     ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>>;
 
+    /// The identity that the server at this place must prove, where it depends on the place.
+    fn member(&self, place: Location) -> Option<Arc<Membership>> {
+        let _ = place;
+        None
+    }
+
     /// Ends when the server that is looked for is elsewhere than when this was called.
     fn moved(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
@@ -139,8 +146,6 @@ impl ConnectRequest {
 pub(crate) struct Connector {
     settings: Arc<Settings>,
     provider: Option<Arc<dyn CredentialsProvider>>,
-    /// The number of questions to the provider.
-    asked: AtomicU64,
     transport: Arc<dyn Transport>,
     pub(crate) waits_for: WaitsFor,
 }
@@ -154,7 +159,6 @@ impl Connector {
         Self {
             settings,
             provider,
-            asked: AtomicU64::new(0),
             transport,
             waits_for: WaitsFor::default(),
         }
@@ -262,8 +266,11 @@ impl Connector {
         let waits_for = &self.waits_for;
         let (stream, address) = self.transport.open(place, limit, waits_for).await?;
         waits_for.now(format!("{address} has not answered the handshake yet"));
+        let of_place = self.transport.member(place);
+        let member = of_place.as_ref().or(self.settings.member.as_ref());
         let handshake = Handshake {
             settings: &self.settings,
+            member: member.map(Arc::as_ref),
             protocol: ask.protocol,
             credentials,
             fences: &ask.fences,
@@ -292,13 +299,17 @@ impl Connector {
         };
         self.waits_for
             .now("the credentials provider has not answered yet".into());
-        let asked = 1 + self.asked.fetch_add(1, Ordering::Relaxed);
+        let asked = 1 + ASKED.fetch_add(1, Ordering::Relaxed);
         within("credentials", limit, provider.credentials())
             .await?
             .map(|given| Some(given.answering(asked)))
             .map_err(|error| ConnectError::Credentials(error.to_string()))
     }
 }
+
+/// The number of questions to providers: of all clients, as the nodes of a cluster have one provider
+/// in common, whose answers are told apart by it.
+static ASKED: AtomicU64 = AtomicU64::new(0);
 
 /// Returns of several errors the one that says most: the word of a server before the silence of
 /// others.

@@ -10,19 +10,21 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::breaker::{BreakerGate, state_name};
+use crate::error::connect::ConnectError;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::EventKind;
 use crate::event::hub::Hub;
-use crate::link::Link;
-use crate::link::connect::Location;
+use crate::link::connect::{Location, MARGIN};
 use crate::link::crossing::Crossings;
 use crate::link::fence::Fences;
 use crate::link::following::Following;
 use crate::link::rotation::InForce;
+use crate::link::{ConnectionState, Link};
 use crate::metrics::Metrics;
 use crate::sentinel::Discovery;
 use crate::settings::Settings;
 use crate::target::Address;
+use crate::task::{Apart, Astray, Owned};
 use crate::wire::queue::Gate;
 
 /// The parts of a client that its clones, supervisors and drivers share.
@@ -45,8 +47,8 @@ pub(crate) struct Shared {
     seeds: AtomicU64,
     /// The time that calls take, to refuse those that cannot be answered in time.
     pub(crate) latency: LatencyEstimate,
-    /// The credentials in force.
-    pub(crate) credentials: InForce,
+    /// The credentials in force; of a cluster, those of all its nodes.
+    pub(crate) credentials: Arc<InForce>,
     /// The server that connections beside the shared one have to follow.
     pub(crate) following: Following,
     /// The word of the sentinels, where they name the primary.
@@ -56,6 +58,9 @@ pub(crate) struct Shared {
     /// Finds the runtime that the client's tasks live in.
     home: OnceLock<Box<FindRuntime>>,
 }
+
+/// The pause before a task is begun anew that ended.
+const BEGIN_AGAIN: Duration = Duration::from_millis(100);
 
 /// How many there have been.
 static INSTANCES: AtomicU64 = AtomicU64::new(0);
@@ -113,7 +118,7 @@ impl Shared {
             rtt_ns: AtomicU64::new(0),
             seeds: AtomicU64::new(settings.seed),
             latency: LatencyEstimate::new(now),
-            credentials: InForce::new(),
+            credentials: Arc::new(InForce::new()),
             following: Following::new(),
             discovery: match &settings.target.address {
                 Address::Sentinel(target) => Some(Arc::new(Discovery::new(target, now))),
@@ -226,6 +231,54 @@ impl Shared {
         let stuck_ms = crate::clock::as_ms(after);
         self.hub
             .emit(link.index, EventKind::StuckReset { stuck_ms });
+    }
+
+    /// Does work in which code of others runs, in a task of its own, for so long at most and a
+    /// margin. That it panics, or keeps its thread, is counted.
+    ///
+    /// # Errors
+    /// As it says, or it came to no end.
+    pub(crate) async fn apart<T: Send + 'static>(
+        &self,
+        places: &Apart,
+        limit: Duration,
+        work: impl Future<Output = Result<T, ConnectError>> + Send + 'static,
+    ) -> Result<T, ConnectError> {
+        let began = crate::clock::now();
+        let astray = match places.run(limit + MARGIN, work).await {
+            Ok(done) => return done,
+            Err(astray) => astray,
+        };
+        if astray != Astray::NoPlace {
+            let after = crate::clock::now().saturating_duration_since(began);
+            self.stuck(&self.links[0], after);
+        }
+        Err(match astray {
+            Astray::Panicked => ConnectError::Panicked,
+            Astray::Hangs | Astray::NoPlace => {
+                let phase = "attempt";
+                ConnectError::TimedOut { phase, limit }
+            }
+        })
+    }
+
+    /// Keeps a task of the client running: begins it anew if it ends before the client does, and
+    /// counts that.
+    pub(crate) async fn kept<T: Future<Output = ()> + Send + 'static>(
+        self: Arc<Self>,
+        task: impl Fn() -> T,
+    ) {
+        loop {
+            let began = crate::clock::now();
+            let ended = Owned::new(tokio::spawn(task()));
+            ended.ended().await;
+            if self.is_closing() || self.links[0].state() == ConnectionState::Closed {
+                return;
+            }
+            let after = crate::clock::now().saturating_duration_since(began);
+            self.stuck(&self.links[0], after);
+            tokio::time::sleep(BEGIN_AGAIN).await;
+        }
     }
 
     /// Tells of a change of the breaker.

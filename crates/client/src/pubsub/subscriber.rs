@@ -19,7 +19,8 @@ use crate::link::shared::Shared;
 use crate::target::Protocol;
 
 /// Why a node of a cluster is left.
-const LEFT: &str = "the node is no member of the cluster, or no owner of the slot, any more";
+const LEFT: &str =
+    "the node is no member of the cluster, or away from it, or no owner of the slot, any more";
 
 pub(super) struct Subscriber {
     shared: Arc<Shared>,
@@ -299,6 +300,10 @@ impl Subscriber {
             }
             // Whoever answers is alive; an ACL may not allow them.
             Some(Asked::Ping | Asked::Proof(_)) if lasting => Ok(()),
+            Some(Asked::State) if lasting => {
+                wire.state_untold();
+                Ok(())
+            }
             _ => Err(format!("{} {details}", error.code()).into()),
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use redis::{PushKind, Value};
+use steadfast_core::report::ClusterInfo;
 use steadfast_core::resp::{Decoder, Limits, encode};
 use tokio::io::AsyncWriteExt;
 
@@ -16,8 +17,9 @@ use crate::link::connect::{self, Established, Location};
 use crate::link::following::Tie;
 use crate::link::rotation::Rotation;
 use crate::link::shared::Shared;
-use crate::target::Protocol;
+use crate::target::{Address, Protocol};
 use crate::wire::stream::Stream;
+use crate::wire::words::text;
 
 pub(super) struct SubscriberWire {
     pub(super) stream: Stream,
@@ -35,6 +37,10 @@ pub(super) struct SubscriberWire {
     pinged_at: Option<Instant>,
     /// The questions that the server has not answered, in the order in which it will.
     asked: VecDeque<Asked>,
+    /// Of a cluster's node: when it is asked next whether its cluster serves.
+    ask_state_at: Option<Instant>,
+    /// Whether it has said so.
+    has_served: bool,
 }
 
 /// A question that the server answers.
@@ -43,6 +49,8 @@ pub(super) enum Asked {
     Subscribe(SubscriptionKind, Vec<u8>),
     Unsubscribe(SubscriptionKind, Vec<u8>),
     Ping,
+    /// Whether its cluster serves.
+    State,
     Auth,
     /// The ECHO behind an AUTH, of that.
     Proof(String),
@@ -53,7 +61,12 @@ const WRITE: Duration = Duration::from_secs(1);
 
 impl SubscriberWire {
     pub(super) fn new(established: Established, tie: Tie, shared: &Shared) -> Self {
+        let in_cluster = matches!(shared.settings.target.address, Address::Cluster(_));
+        // In RESP2 nothing but subscriptions can be asked of.
+        let may_ask = in_cluster && established.facts.protocol == Protocol::Resp3;
         Self {
+            ask_state_at: may_ask.then(clock::now),
+            has_served: false,
             stream: established.stream,
             input: BytesMut::with_capacity(16 << 10),
             heard_at: clock::now(),
@@ -163,10 +176,27 @@ impl SubscriberWire {
         match (self.answered(), reply) {
             (Some(Asked::Auth), Value::Okay) => self.rotation.answered(true),
             (Some(Asked::Ping), Value::SimpleString(pong)) if pong == "PONG" => {}
+            (Some(Asked::State), reply) => return self.state_told(reply),
             (Some(Asked::Proof(nonce)), Value::BulkString(echo)) if *echo == nonce.as_bytes() => {}
             _ => return Err(OUT_OF_STEP.into()),
         }
         Ok(())
+    }
+
+    /// A node that is cut off from the others lives, and hears of nothing that is published: it has
+    /// served, and knows that it does no more. One that never did may be as good as any.
+    fn state_told(&mut self, reply: &Value) -> Result<(), Arc<str>> {
+        let info = ClusterInfo::read(&text(reply)).map_err(|_| OUT_OF_STEP)?;
+        if self.has_served && !info.is_ok {
+            return Err("the node is cut off from its cluster (cluster_state:fail)".into());
+        }
+        self.has_served = info.is_ok;
+        Ok(())
+    }
+
+    /// The server does not let it be asked whether its cluster serves.
+    pub(super) fn state_untold(&mut self) {
+        self.ask_state_at = None;
     }
 
     /// The server named what it has done. False if that was not asked.
@@ -181,6 +211,12 @@ impl SubscriberWire {
     }
 
     pub(super) fn next_tick(&self, shared: &Shared) -> Instant {
+        let heartbeat = self.next_heartbeat(shared);
+        let state = self.ask_state_at.filter(|_| !self.authenticates());
+        state.map_or(heartbeat, |at| at.min(heartbeat))
+    }
+
+    fn next_heartbeat(&self, shared: &Shared) -> Instant {
         match self.pinged_at {
             Some(pinged) => pinged + shared.settings.response_idle_timeout,
             None => self.heard_at + shared.settings.heartbeat,
@@ -190,7 +226,12 @@ impl SubscriberWire {
     /// Sends a heartbeat if one is due; fails if the answer to the last one is late.
     pub(super) async fn tick(&mut self, shared: &Shared) -> Result<(), Arc<str>> {
         let now = clock::now();
-        if now < self.next_tick(shared) {
+        if self.ask_state_at.is_some_and(|at| at <= now) && !self.authenticates() {
+            self.ask_state_at = Some(now + shared.settings.heartbeat);
+            let question = encoded(&[b"CLUSTER", b"INFO"]);
+            self.ask(Asked::State, &question).await?;
+        }
+        if now < self.next_heartbeat(shared) {
             return Ok(());
         }
         if self.pinged_at.is_some() {

@@ -10,7 +10,7 @@ use std::thread::Thread;
 
 use redis::Value;
 use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind, PubSubEvent};
-use steadfast_drill::process::Redis;
+use steadfast_drill::process::{Cluster, Redis, Sentinel};
 use tokio::process::Command;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
@@ -357,4 +357,93 @@ async fn c19_a_process_that_was_stopped_refuses_nothing_and_keeps_its_connection
     let report = redis.command(&["GET", "report"]).await.unwrap();
     assert_eq!(report, Value::BulkString(Vec::new()));
     assert!(process.wait().await.unwrap().success());
+}
+
+#[test]
+fn c19_a_client_of_a_cluster_goes_on_in_another_runtime_and_asks_for_newer_views_there() {
+    let alive = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let builder = Cluster::builder().primaries(2).replicas(0);
+    let cluster = alive.block_on(builder.start()).unwrap();
+    let first = runtime();
+    let client = first.block_on(async {
+        let builder = Client::builder(&cluster.url()).unwrap();
+        let client = builder.deadline(ms(8_000)).connect().await.unwrap();
+        client.send(&cmd("SET {k}a 1")).await.unwrap();
+        client
+    });
+    drop(first);
+    let second = runtime();
+    let slot = steadfast_core::slot::Slot::of_key(b"k").number();
+    second.block_on(async {
+        assert_eq!(
+            client.send(&cmd("GET {k}a")).await.unwrap(),
+            Value::BulkString(b"1".to_vec())
+        );
+        let known = || client.status().cluster.unwrap();
+        let before = known().discoveries;
+        let from = cluster.owner(slot).await.unwrap();
+        cluster.migrate(slot, from, 1 - from).await.unwrap();
+        assert_eq!(client.send(&cmd("INCR {k}a")).await.unwrap(), Value::Int(2));
+        until("nodes are asked again", || known().discoveries > before).await;
+        let to = cluster.node(1 - from).addr().to_string();
+        until("they have told who owns the slot", || {
+            let owns = |node: &&steadfast::NodeStatus| node.owns(slot);
+            known()
+                .nodes
+                .iter()
+                .find(owns)
+                .and_then(|node| node.address.clone())
+                == Some(to.clone())
+        })
+        .await;
+        let pubsub = client.pubsub();
+        pubsub.subscribe("news").await.unwrap();
+    });
+}
+
+#[test]
+fn c19_a_client_of_sentinels_goes_on_in_another_runtime_and_asks_them_there() {
+    let (alive, redis) = server();
+    let sentinel = alive.block_on(Sentinel::start(&redis, &[])).unwrap();
+    let first = runtime();
+    let url = format!("redis-sentinel://{}/main", sentinel.addr());
+    let client = first.block_on(async {
+        let builder = Client::builder(&url).unwrap().heartbeat(ms(100));
+        // They are asked every second.
+        let builder = builder.primary_proof(ms(1_500)).deadline(ms(8_000));
+        let client = builder.connect().await.unwrap();
+        client.send(&cmd("GET k")).await.unwrap();
+        client
+    });
+    drop(first);
+    let replica = alive
+        .block_on(Redis::builder().replica_of(&redis).start())
+        .unwrap();
+    let second = runtime();
+    second.block_on(async {
+        client.send(&cmd("GET k")).await.unwrap();
+        let begun = now();
+        let known = || client.status().sentinel.unwrap();
+        until("the sentinel is asked again", || {
+            let since = (now() - begun).as_secs_f64() * 1e3;
+            let answered = known()
+                .sentinels
+                .first()
+                .and_then(|one| one.answered_ms_ago);
+            answered.is_some_and(|ago| ago < since)
+        })
+        .await;
+        until("the primary tells of its replica", || {
+            let of = |one: &steadfast::ReplicaStatus| {
+                one.address == replica.addr().to_string() && one.lag_bytes.is_some()
+            };
+            known().replicas.iter().any(of)
+        })
+        .await;
+        client.send(&cmd("SET k v")).await.unwrap();
+    });
 }

@@ -9,12 +9,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesOrdered;
+use steadfast::credentials::{Credentials, CredentialsError, CredentialsProvider, FileCredentials};
 use steadfast::redis::{self, Value};
 use steadfast::{Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve};
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis};
+use steadfast_drill::scripted::{Script, Server};
 
-use crate::support::{cmd, eventually, ms, now, until};
+use crate::support::{Faulty, Then, cmd, eventually, ms, now, until};
 
 async fn client_at(url: &str) -> Client {
     let builder = Client::builder(url).unwrap();
@@ -567,5 +569,198 @@ async fn heard_by(cluster: &Cluster, at: usize) -> bool {
     match cluster.node(at).command(&asked).await.unwrap() {
         Value::Array(counts) => counts.get(1) == Some(&Value::Int(1)),
         _ => false,
+    }
+}
+
+/// A cluster of one server.
+async fn alone() -> Cluster {
+    let builder = Cluster::builder().primaries(1).replicas(0).each(|redis| {
+        redis
+            .acl("app on >pw ~* &* +@all")
+            .acl("next on >pw ~* &* +@all")
+    });
+    builder.require_full_coverage(true).start().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn c8_t18_what_others_wrote_may_hang_panic_or_keep_its_thread_and_a_view_comes_all_the_same()
+{
+    let cluster = alone().await;
+    let at = cluster.node(0).addr();
+    let seed = || Client::builder("redis-cluster://app:pw@the-name").unwrap();
+    let finds = async |then: Then, of: &str| {
+        let faulty = Faulty::new(then, at);
+        let builder = seed().connect_timeout(ms(200));
+        let client = match of {
+            "provider" => builder.resolver(Leads(at)).credentials(faulty),
+            "resolver" => builder.resolver(faulty),
+            _ => builder
+                .resolver(Leads(at))
+                .translate_addresses(move |host, port| faulty.translate(host, port)),
+        };
+        let client = client.build().unwrap();
+        until("there is a view", || {
+            client.state() == ConnectionState::Ready
+        })
+        .await;
+        client.send(&cmd("GET k")).await.unwrap();
+        let counted = then == Then::Block || then == Then::Panic && of != "translation";
+        let resets = client.status().stuck_resets;
+        assert_eq!(resets > 0, counted, "{then:?} {of}: {resets}");
+    };
+    let parts = ["provider", "resolver", "translation"];
+    let cases = [Then::Hang, Then::Panic, Then::Block];
+    let cases = cases
+        .into_iter()
+        .flat_map(|then| parts.map(|of| finds(then, of)));
+    join_all(cases).await;
+}
+
+#[derive(Debug)]
+struct NeverAnswers;
+
+impl CredentialsProvider for NeverAnswers {
+    fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn renew_in(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The last error of a discovery.
+async fn until_found_out(client: &Client, words: &str) {
+    until(words, || {
+        let error = client.status().cluster.unwrap().error;
+        error.is_some_and(|error| error.contains(words))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn c16_t18_a_slow_provider_is_named_and_a_node_that_answers_auth_by_anything_but_ok_is_none()
+{
+    let odd = Server::start(Script::new().send("+QUEUED\r\n"))
+        .await
+        .unwrap();
+    let url = format!("redis-cluster://app:pw@{}", odd.addr());
+    let client = Client::builder(&url).unwrap().build().unwrap();
+    until_found_out(&client, "answers AUTH by what is no answer").await;
+    let builder = Client::builder(&url).unwrap().credentials(NeverAnswers);
+    let client = builder.connect_timeout(ms(50)).build().unwrap();
+    until_found_out(&client, "credentials took longer than 50ms").await;
+}
+
+/// The next event of a kind.
+async fn next_of(
+    pubsub: &mut PubSub,
+    what: &str,
+    is: impl Fn(&PubSubEvent) -> bool,
+) -> PubSubEvent {
+    let next = async {
+        loop {
+            let event = pubsub.next().await.unwrap();
+            if is(&event) {
+                return event;
+            }
+        }
+    };
+    let next = tokio::time::timeout(ms(30_000), next).await;
+    next.unwrap_or_else(|_| panic!("{what}"))
+}
+
+#[tokio::test]
+async fn t18_a_subscriber_leaves_a_node_that_says_that_it_is_cut_off_and_is_told() {
+    let cluster = alone().await;
+    let node = cluster.node(0);
+    let builder = Client::builder(&cluster.url()).unwrap().heartbeat(ms(50));
+    let client = builder.deadline(ms(10_000)).connect().await.unwrap();
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("news").await.unwrap();
+    let list = ["CLIENT", "LIST", "TYPE", "pubsub"];
+    until("it is asked whether its cluster serves", || {
+        let list = node.command_blocking(&list).unwrap();
+        let list: String = redis::from_redis_value(list).unwrap();
+        list.contains("cmd=cluster|info")
+    })
+    .await;
+    node.command(&["CLUSTER", "DELSLOTS", "7"]).await.unwrap();
+    let lost = next_of(&mut pubsub, "it is told", |event| {
+        matches!(event, PubSubEvent::Lost { .. })
+    });
+    let lost = lost.await;
+    assert!(
+        format!("{lost:?}").contains("cluster_state:fail"),
+        "{lost:?}"
+    );
+    // There is no other, and it is as good as any: what is published there is heard.
+    next_of(&mut pubsub, "it is back", |event| {
+        matches!(event, PubSubEvent::Resumed { .. })
+    })
+    .await;
+    for _ in 0..3 {
+        tokio::time::sleep(ms(100)).await;
+        node.command(&["PUBLISH", "news", "x"]).await.unwrap();
+        let event = pubsub.next().await.unwrap();
+        assert!(matches!(event, PubSubEvent::Message { .. }), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn c16_subscribers_in_a_cluster_take_new_credentials_as_they_live() {
+    let cluster = alone().await;
+    let node = cluster.node(0);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    std::fs::write(&file, "app:pw").unwrap();
+    let url = format!("redis-cluster://{}", node.addr());
+    let mut all = Vec::new();
+    // One that calls too, and one that does nothing but listen.
+    for calls in [true, false] {
+        let builder = Client::builder(&url).unwrap().name("rotating");
+        let provider = FileCredentials::new(&file, None).look_every(ms(50));
+        let client = builder.credentials(provider).build().unwrap();
+        until("there is a view", || {
+            client.state() == ConnectionState::Ready
+        })
+        .await;
+        if calls {
+            client.send(&cmd("SET k v")).await.unwrap();
+        }
+        let mut pubsub = client.pubsub();
+        pubsub.subscribe("news").await.unwrap();
+        let resumed = pubsub.next().await;
+        assert!(
+            matches!(resumed, Some(PubSubEvent::Resumed { .. })),
+            "{resumed:?}"
+        );
+        all.push((client, pubsub));
+    }
+    let users = || {
+        let list = node.command_blocking(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+        let list: String = redis::from_redis_value(list.unwrap()).unwrap();
+        list.matches(" user=next ").count()
+    };
+    std::fs::write(&file, "next:pw").unwrap();
+    until("both have given the new ones", || users() == 2).await;
+    node.command(&["PUBLISH", "news", "x"]).await.unwrap();
+    for (_client, pubsub) in &mut all {
+        let event = pubsub.next().await;
+        assert!(
+            matches!(event, Some(PubSubEvent::Message { .. })),
+            "{event:?}"
+        );
+    }
+}
+
+/// Where every name leads.
+#[derive(Debug)]
+struct Leads(SocketAddr);
+
+impl Resolve for Leads {
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+        let own = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
+        Box::pin(std::future::ready(Ok(vec![own.unwrap_or(self.0)])))
     }
 }

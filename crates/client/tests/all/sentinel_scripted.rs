@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use steadfast::{
-    Backoff, Certainty, Client, ClientBuilder, ConnectionState, Resolve, SentinelContact,
+    Backoff, Certainty, Client, ClientBuilder, ConnectionState, ErrorKind, Resolve, SentinelContact,
 };
 use steadfast_drill::process::Redis;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
-use crate::support::{cmd, ms, now, until, until_down_for, until_state};
+use crate::support::{Faulty, Then, cmd, ms, now, until, until_down_for, until_state};
 
 /// A sentinel that says what the test has it say.
 struct Scripted {
@@ -178,6 +178,7 @@ impl Says {
         match words[..] {
             ["PING"] if listens => list(&[bulk("pong"), bulk("")]),
             ["PING"] => "+PONG\r\n".into(),
+            ["AUTH", ..] => "+OK\r\n".into(),
             ["SUBSCRIBE", _] => format!(
                 "*3\r\n{}{}:1\r\n",
                 bulk("subscribe"),
@@ -497,6 +498,80 @@ async fn c8_t17_of_several_addresses_of_a_sentinel_the_one_that_answers_wins_wha
         said().is_some_and(|said| said.contains("not a sentinel"))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn c8_t17_what_others_wrote_may_hang_panic_or_keep_its_thread_and_sentinels_are_asked() {
+    let primary = server().await;
+    let sentinel = Scripted::start("well", primary.addr(), 1).await;
+    let finds = async |then: Then, of: &str| {
+        let faulty = Faulty::new(then, sentinel.addr);
+        let builder = Client::builder("redis-sentinel://the-name/main").unwrap();
+        let builder = builder.connect_timeout(ms(200)).heartbeat(ms(50));
+        let client = match of {
+            "provider" => builder
+                .resolver(Several(vec![sentinel.addr]))
+                .sentinel_credentials_from(faulty),
+            "resolver" => builder.resolver(faulty),
+            _ => builder
+                .resolver(Several(vec![sentinel.addr]))
+                .translate_addresses(move |host, port| faulty.translate(host, port)),
+        };
+        let client = client.build().unwrap();
+        until_state(&client, ConnectionState::Ready).await;
+        assert_eq!(served_by(&client).await, primary.addr().to_string());
+        until("what the primary tells of its replicas is known", || {
+            client.status().sentinel.unwrap().replicas_known
+        })
+        .await;
+        let counted = then == Then::Block || then == Then::Panic && of != "translation";
+        let resets = client.status().stuck_resets;
+        assert_eq!(resets > 0, counted, "{then:?} {of}: {resets}");
+    };
+    let parts = ["provider", "resolver", "translation"];
+    let cases = [Then::Hang, Then::Panic, Then::Block];
+    let cases = cases
+        .into_iter()
+        .flat_map(|then| parts.map(|of| finds(then, of)));
+    futures_util::future::join_all(cases).await;
+}
+
+#[tokio::test]
+async fn c19_t19_writes_after_the_process_stood_still_wait_for_the_sentinels_in_their_order() {
+    let primary = server().await;
+    let sentinels = Scripted::several(3, primary.addr(), 1).await;
+    let builder = builder_of(&sentinels).deadline(ms(20_000));
+    let builder = builder.reconnect_grace(ms(5_000)).primary_proof(ms(1_000));
+    let client = builder.connect().await.unwrap();
+    client.send(&cmd("SET k v")).await.unwrap();
+    for _ in 0..2 {
+        crate::support::stand_still(ms(1_500));
+        let pushes: Vec<_> = (0..20).map(|n| cmd(&format!("RPUSH list {n}"))).collect();
+        let pushed = pushes.iter().map(|push| client.send(push));
+        let pushed = futures_util::future::join_all(pushed).await;
+        let at = pushed
+            .into_iter()
+            .map(|at| redis::from_redis_value::<u64>(at.unwrap()).unwrap());
+        assert_eq!(at.collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+        client.send(&cmd("DEL list")).await.unwrap();
+    }
+    // Once nobody confirms it for longer than that, they are refused, and at once.
+    for sentinel in &sentinels {
+        sentinel.says(|says| says.manner = Manner::Only("-LOADING not now"));
+    }
+    until("a write is refused", || {
+        let age = client.status().sentinel.unwrap().confirmed_ms_ago;
+        age.is_some_and(|age| age > 1_000.0)
+    })
+    .await;
+    let refused = client.send(&cmd("SET k v")).await.unwrap_err();
+    assert!(
+        matches!(refused.kind(), ErrorKind::Unproven { .. }),
+        "{refused}"
+    );
+    let begun = now();
+    client.send(&cmd("SET k v")).await.unwrap_err();
+    assert!(now() - begun < ms(4_000), "it waits no more");
 }
 
 #[tokio::test]

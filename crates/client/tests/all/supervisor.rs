@@ -14,7 +14,8 @@ use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 
 use crate::support::{
-    Name, cmd, ms, now, pair, pair_with, seen, until, until_down_for, until_seen, until_state,
+    Name, Then, cmd, misbehave, ms, now, pair, pair_with, seen, until, until_down_for, until_seen,
+    until_state,
 };
 
 #[tokio::test]
@@ -96,6 +97,9 @@ async fn c8_a_name_that_changes_its_address_is_followed() {
     assert_eq!(there, Value::BulkString(b"second".to_vec()));
 }
 
+/// How long a thread is kept.
+const BLOCKED: Duration = Duration::from_secs(4);
+
 /// Answers once; then it hangs, fails, panics, or keeps its thread.
 #[derive(Debug)]
 struct Once {
@@ -104,37 +108,13 @@ struct Once {
     then: Then,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Then {
-    Hang,
-    Fail,
-    Panic,
-    Block,
-}
-
-fn misbehave(then: Then) -> BoxFuture<'static, std::io::Error> {
-    match then {
-        Then::Hang => Box::pin(std::future::pending()),
-        Then::Fail => Box::pin(std::future::ready(std::io::Error::other("no such name"))),
-        Then::Panic => panic!("a provider's own mistake"),
-        Then::Block => Box::pin(async {
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "a provider that blocks its thread"
-            )]
-            std::thread::sleep(Duration::from_millis(4000));
-            std::io::Error::other("too late")
-        }),
-    }
-}
-
 impl Resolve for Once {
     fn resolve(&self, _: &str, _: u16) -> BoxFuture<'_, std::io::Result<Vec<SocketAddr>>> {
         if self.asked.fetch_add(1, Ordering::Relaxed) == 0 {
             return Box::pin(std::future::ready(Ok(vec![self.addr])));
         }
         let then = self.then;
-        Box::pin(async move { Err(misbehave(then).await) })
+        Box::pin(async move { Err(misbehave(then, BLOCKED).await) })
     }
 }
 
@@ -175,7 +155,7 @@ impl CredentialsProvider for Provider {
         }
         let then = self.then;
         Box::pin(async move {
-            let error = misbehave(then).await.to_string();
+            let error = misbehave(then, BLOCKED).await.to_string();
             Err(CredentialsError::new(error))
         })
     }

@@ -1,10 +1,12 @@
 //! What several tests need.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use steadfast::credentials::{Credentials, CredentialsError, CredentialsProvider};
 use steadfast::{Client, ClientBuilder, ConnectionState, Resolve};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
@@ -175,4 +177,97 @@ impl Resolve for Name {
 )]
 pub(crate) fn stand_still(time: Duration) {
     std::thread::sleep(time);
+}
+
+/// What code of others does that has a fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Then {
+    Hang,
+    Fail,
+    Panic,
+    Block,
+}
+
+pub(crate) fn misbehave(then: Then, for_so_long: Duration) -> BoxFuture<'static, std::io::Error> {
+    match then {
+        Then::Hang => Box::pin(std::future::pending()),
+        Then::Fail => Box::pin(std::future::ready(std::io::Error::other("no such name"))),
+        Then::Panic => panic!("a provider's own mistake"),
+        Then::Block => Box::pin(async move {
+            block(for_so_long);
+            std::io::Error::other("too late")
+        }),
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a provider that blocks its thread"
+)]
+fn block(for_so_long: Duration) {
+    std::thread::sleep(for_so_long);
+}
+
+/// A provider, a resolver and a translation of addresses that have one fault, the first time that
+/// they are asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Faulty {
+    then: Then,
+    asked: Arc<AtomicBool>,
+    /// Where every name leads.
+    leads: SocketAddr,
+}
+
+impl Faulty {
+    pub(crate) fn new(then: Then, leads: SocketAddr) -> Self {
+        Self {
+            then,
+            asked: Arc::default(),
+            leads,
+        }
+    }
+
+    async fn fault(&self) -> Option<std::io::Error> {
+        let first = !self.asked.swap(true, Ordering::Relaxed);
+        match first {
+            true => Some(misbehave(self.then, ms(2_500)).await),
+            false => None,
+        }
+    }
+
+    pub(crate) fn translate(&self, host: &str, port: u16) -> (String, u16) {
+        let first = !self.asked.swap(true, Ordering::Relaxed);
+        match self.then {
+            Then::Panic => panic!("a translation's own mistake"),
+            Then::Block if first => block(ms(2_500)),
+            _ => {}
+        }
+        (host.to_owned(), port)
+    }
+}
+
+impl Resolve for Faulty {
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, std::io::Result<Vec<SocketAddr>>> {
+        let own = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
+        Box::pin(async move {
+            if let Some(own) = own {
+                return Ok(vec![own]);
+            }
+            self.fault().await.map_or(Ok(vec![self.leads]), Err)
+        })
+    }
+}
+
+impl CredentialsProvider for Faulty {
+    fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>> {
+        Box::pin(async move {
+            let fault = self.fault().await;
+            let error = fault.map(|error| CredentialsError::new(error.to_string()));
+            error.map_or(Ok(Credentials::new("app", "pw")), Err)
+        })
+    }
+
+    fn renew_in(&self) -> Option<Duration> {
+        None
+    }
 }

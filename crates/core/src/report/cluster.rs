@@ -50,6 +50,8 @@ pub struct ReportedNode {
     pub is_myself: bool,
     /// The node that was asked thinks that this one does not serve.
     pub is_failing: bool,
+    /// Most primaries agree on that.
+    pub is_failed: bool,
     /// The slots that the node owns.
     pub slots: Vec<SlotRange>,
     /// The slots that are moving from or to this node. Only a node itself tells of its own.
@@ -290,6 +292,7 @@ fn read_line(line: &str, at: usize) -> Result<ReportedNode, ReportError> {
         epoch: Some(epoch),
         is_myself: has("myself"),
         is_failing: has("fail") || has("fail?") || has("noaddr"),
+        is_failed: has("fail"),
         slots: Vec::new(),
         migrations: Vec::new(),
     };
@@ -405,6 +408,7 @@ fn read_shard_node(
         .find("hostname")
         .and_then(|name| name.text("hostname").ok())
         .filter(|name| is_name(name));
+    let is_failing = &*fields.need("health")?.text(within("health"))? == "fail";
     Ok(ReportedNode {
         id: Some(NodeId::new(&id).ok_or_else(|| part.error(within("id"), "is not an id"))?),
         host: AnnouncedHost::read(endpoint.as_deref())
@@ -422,7 +426,8 @@ fn read_shard_node(
         },
         epoch: None,
         is_myself: false,
-        is_failing: &*fields.need("health")?.text(within("health"))? == "fail",
+        is_failing,
+        is_failed: is_failing,
         slots: Vec::new(),
         migrations: Vec::new(),
     })
@@ -486,6 +491,7 @@ fn read_slots_node(part: Part<'_>, place: &str) -> Result<ReportedNode, ReportEr
         epoch: None,
         is_myself: false,
         is_failing: false,
+        is_failed: false,
         slots: Vec::new(),
         migrations: Vec::new(),
     })

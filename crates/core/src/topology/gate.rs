@@ -214,11 +214,27 @@ impl Turn {
 struct Closed {
     /// `None` once the gate is open again, and only the overtaken are remembered.
     until: Option<Instant>,
+    /// The wait was over long before anybody looked, and those under way got another moment.
+    was_late: bool,
     /// The commands in their order.
     under_way: BTreeMap<u64, Turn>,
     /// The commands that have lost their turn and are still unanswered.
     overtaken: BTreeSet<u64>,
 }
+
+impl Closed {
+    /// Whether the time since the wait was over may have been lost by this process.
+    fn may_be_ours(&self, until: Instant, now: Instant) -> bool {
+        let late = now.saturating_duration_since(until);
+        !self.was_late && !self.under_way.is_empty() && late > LATE
+    }
+}
+
+/// A busy machine looks so late.
+const LATE: Duration = Duration::from_millis(50);
+/// The time that those under way get besides after a look that was later: what came while this
+/// process stood still is read within it.
+const MOMENT: Duration = Duration::from_millis(100);
 
 impl SlotGate {
     /// Returns a gate that holds commands back for so long at most. 20 ms suffice where the nodes
@@ -277,15 +293,24 @@ impl SlotGate {
     }
 
     /// Returns whether a new command for a slot may be sent. The first that is let through after
-    /// the wait opens the gate for all.
+    /// the wait opens the gate for all. Where nobody looked until long after the wait, this process
+    /// may have stood still, and the redirects of those under way lie unread: they get another
+    /// moment, once.
     pub fn pass(&mut self, slot: Slot, now: Instant) -> Passage {
         let Some(closed) = self.closed.get_mut(&slot) else {
             return Passage::Open;
         };
         match closed.until {
             Some(until) if now < until => Passage::Until(until),
+            Some(until) if closed.may_be_ours(until, now) => {
+                let until = now + self.wait.min(MOMENT);
+                closed.was_late = true;
+                closed.until = Some(until);
+                Passage::Until(until)
+            }
             _ => {
                 closed.until = None;
+                closed.was_late = false;
                 let lost = std::mem::take(&mut closed.under_way);
                 closed.overtaken.extend(lost.into_keys());
                 Passage::Open
@@ -344,6 +369,7 @@ impl SlotGate {
         closed.overtaken.remove(&command);
         if closed.under_way.is_empty() {
             closed.until = None;
+            closed.was_late = false;
             if closed.overtaken.is_empty() {
                 self.closed.remove(&slot);
             }

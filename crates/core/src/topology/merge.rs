@@ -244,6 +244,7 @@ impl Topology {
             let own_word = node.is_myself && node.slots.is_empty();
             member.is_present |= !own_word;
             member.is_failing = node.is_failing;
+            member.is_failed = node.is_failed;
             member.is_primary = node.role == ReportedRole::Primary;
             member.follows = match &node.role {
                 ReportedRole::Primary => None,

@@ -39,6 +39,7 @@ fn primary(name: &str, epoch: impl Into<Option<u64>>, slots: &[(u16, u16)]) -> R
         epoch: epoch.into(),
         is_myself: false,
         is_failing: false,
+        is_failed: false,
         slots: slots
             .iter()
             .filter_map(|&(first, last)| SlotRange::new(slot(first), slot(last)))
@@ -635,6 +636,30 @@ fn t9_a_slot_that_changes_hands_waits_for_what_is_under_way_and_not_for_ever() {
     gate.settle(one, 11, true);
     gate.close(one, of(&[]), now);
     assert_eq!(gate.pass(one, now), Passage::Open, "nobody is under way");
+}
+
+#[test]
+fn t9_c19_redirects_that_lay_unread_while_the_process_stood_still_come_before_new_commands() {
+    let now = start();
+    let mut gate = SlotGate::new(ms(1_000));
+    let one = slot(1);
+    gate.close(one, of(&[(7, 100)]), now);
+    let late = now + ms(3_000);
+    assert_eq!(gate.pass(one, late), Passage::Until(late + ms(100)));
+    assert_eq!(gate.resubmit(one, 7, 200), Resubmission::Go);
+    gate.settle(one, 7, true);
+    assert_eq!(gate.pass(one, late + ms(1)), Passage::Open);
+    // Once: what does not come then has lost its turn.
+    gate.close(one, of(&[(8, 100)]), now);
+    assert_eq!(gate.pass(one, late), Passage::Until(late + ms(100)));
+    assert_eq!(gate.pass(one, late + ms(900)), Passage::Open);
+    assert_eq!(gate.resubmit(one, 8, 200), Resubmission::Overtaken);
+    // And at the next change of hands again.
+    gate.close(one, of(&[(9, 100)]), late);
+    assert!(matches!(
+        gate.pass(one, late + ms(3_000)),
+        Passage::Until(_)
+    ));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use steadfast_core::topology::{Explained, Ignored, MemberIndex, Trigger, View};
 use super::Cluster;
 use super::answers::{ClusterAnswers, refused};
 use crate::clock;
+use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;
 use crate::event::{EventItem, EventKind, Events};
 use crate::link::ConnectionState;
@@ -25,7 +26,7 @@ use crate::wire::stream::Stream;
 use crate::wire::words::{command, text};
 
 /// The number of nodes that are asked at the same time.
-const AT_ONCE: usize = 3;
+pub(super) const AT_ONCE: usize = 3;
 /// How many times that many are asked, if there are so many, before a seed that leads to a cluster
 /// of strangers is believed.
 const WAVES: usize = 4;
@@ -33,6 +34,9 @@ const WAVES: usize = 4;
 const AT_MOST: usize = 4 * AT_ONCE;
 /// How long the others of these may still answer once one has.
 const FOR_OTHERS: Duration = Duration::from_millis(100);
+
+/// The least time between two discoveries for the sake of new credentials.
+const RENEW_LEAST: Duration = Duration::from_millis(100);
 
 /// The time after an event when the states of the nodes are looked at once more.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
@@ -57,7 +61,8 @@ pub(crate) async fn watch(cluster: Arc<Cluster>, _alive: Arc<Alive>) {
     loop {
         cluster.tell_state();
         let due = cluster.gate.lock().poll_timeout();
-        let due = due.into_iter().chain(look.take()).min();
+        let renewal = cluster.renewal_due();
+        let due = due.into_iter().chain(look.take()).chain(renewal).min();
         let wait = async {
             match due {
                 Some(at) => clock::sleep_until(at).await,
@@ -76,6 +81,10 @@ pub(crate) async fn watch(cluster: Arc<Cluster>, _alive: Arc<Alive>) {
                     false => continue,
                 }
             }
+        }
+        if renewal.is_some_and(|at| at <= clock::now()) {
+            *cluster.renew_at.lock() = None;
+            cluster.trigger(Trigger::Contradiction);
         }
         if cluster.gate.lock().poll(clock::now()) {
             let mut running = Running(&cluster, Explained::NotYet);
@@ -123,7 +132,7 @@ impl Cluster {
     }
 
     /// Asks until a node has answered whose view counts, or all have been asked.
-    pub(super) async fn discover(&self) -> Explained {
+    pub(super) async fn discover(self: &Arc<Self>) -> Explained {
         self.discoveries
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut candidates = self.candidates();
@@ -133,10 +142,16 @@ impl Cluster {
         let mut errors = Vec::new();
         let mut foreign = Vec::new();
         let mut waves = 0;
+        let given = self.given().await;
+        if let Err(error) = &given {
+            errors.push(error.to_string());
+            candidates.clear();
+        }
+        let credentials = given.as_ref().ok().and_then(Option::as_ref);
         while !candidates.is_empty() && !heard && (foreign.is_empty() || waves < WAVES) {
             waves += 1;
             let wave = candidates.split_off(candidates.len().saturating_sub(AT_ONCE));
-            self.ask_each(wave, &mut errors, &mut |view: View| {
+            self.ask_each(wave, credentials, &mut errors, &mut |view: View| {
                 if self.is_foreign(&view) {
                     foreign.push(view);
                     return false;
@@ -170,15 +185,20 @@ impl Cluster {
         };
         asked.extend(self.doubted().iter().map(|node| node.endpoint()));
         self.shared.rng().shuffle(&mut asked);
-        asked.truncate(AT_MOST);
+        asked.truncate(if given.is_ok() { AT_MOST } else { 0 });
         for wave in asked.chunks(AT_ONCE) {
-            self.ask_each(wave.to_vec(), &mut errors, &mut |view: View| {
-                let counts = !self.is_foreign(&view);
-                if counts {
-                    changed |= !self.believe(&view).is_empty();
-                }
-                counts
-            })
+            self.ask_each(
+                wave.to_vec(),
+                credentials,
+                &mut errors,
+                &mut |view: View| {
+                    let counts = !self.is_foreign(&view);
+                    if counts {
+                        changed |= !self.believe(&view).is_empty();
+                    }
+                    counts
+                },
+            )
             .await;
         }
         if !heard {
@@ -226,13 +246,20 @@ impl Cluster {
     /// Asks these nodes, and hands on what they answer. The others of them may still answer for a
     /// moment once one has whose answer counts.
     async fn ask_each(
-        &self,
+        self: &Arc<Self>,
         wave: Vec<Endpoint>,
+        credentials: Option<&Credentials>,
         errors: &mut Vec<String>,
         take_in: &mut (dyn FnMut(View) -> bool + Send),
     ) {
+        let limit = self.settings().connect_timeout;
         let asks = wave.into_iter().map(|endpoint| async move {
-            let answer = self.ask(&endpoint).await;
+            let (cluster, at) = (Arc::clone(self), endpoint.clone());
+            let credentials = credentials.cloned();
+            let ask = async move { cluster.ask(&at, credentials.as_ref()).await };
+            // DNS, and TCP, TLS and the answers of the slowest of its addresses.
+            let limit = limit.saturating_mul(4);
+            let answer = self.shared.apart(&self.asks, limit, ask).await;
             (endpoint, answer)
         });
         let mut asks: FuturesUnordered<_> = asks.collect();
@@ -306,8 +333,34 @@ impl Cluster {
         name.unwrap_or_else(|| Arc::clone(&at.host))
     }
 
+    /// Asks the provider for credentials, once for all nodes that are asked now.
+    async fn given(&self) -> Result<Option<Credentials>, ConnectError> {
+        let limit = self.settings().connect_timeout;
+        let connector = Arc::clone(&self.connector);
+        let asks = async move {
+            let given = connector.credentials(limit).await?;
+            Ok((given, connector.renew_in()))
+        };
+        let given = self.shared.apart(&self.asks_provider, limit, asks).await;
+        let (given, renew_in) = given?;
+        let renew_in = renew_in.map(|every| every.max(RENEW_LEAST));
+        *self.renew_at.lock() = renew_in.and_then(|every| clock::now().checked_add(every));
+        Ok(given)
+    }
+
+    /// When the provider is to be asked again. The nodes that are connected to do that themselves,
+    /// for all; where there are none, a discovery does, for the subscribers.
+    fn renewal_due(&self) -> Option<Instant> {
+        let due = *self.renew_at.lock();
+        due.filter(|_| self.routes.nodes().is_empty())
+    }
+
     /// Asks one node, at whichever of its addresses an answer comes from that counts.
-    async fn ask(&self, at: &Endpoint) -> Result<View, ConnectError> {
+    async fn ask(
+        &self,
+        at: &Endpoint,
+        credentials: Option<&Credentials>,
+    ) -> Result<View, ConnectError> {
         let settings = self.settings();
         let limit = settings.connect_timeout;
         let name = self.name_at(at);
@@ -317,7 +370,7 @@ impl Cluster {
             async move {
                 let nobody = WaitsFor::default();
                 let opened = network.open_tcp(name, address, limit, &nobody).await?;
-                within("handshake", limit, self.ask_on(opened, at)).await?
+                within("handshake", limit, self.ask_on(opened, credentials, at)).await?
             }
         };
         ask_at_each(settings, at, limit, ask).await
@@ -327,16 +380,23 @@ impl Cluster {
     async fn ask_on(
         &self,
         (mut stream, address): (Stream, String),
+        credentials: Option<&Credentials>,
         at: &Endpoint,
     ) -> Result<View, ConnectError> {
-        let limit = self.settings().connect_timeout;
         let mut wire = Exchange::limited(&mut stream, &address, limits());
-        if let Some(credentials) = self.connector.credentials(limit).await? {
+        if let Some(credentials) = credentials {
             let words = match credentials.user() {
                 "" | "default" => command(&["AUTH", credentials.password()]),
-                _ => auth(&credentials),
+                _ => auth(credentials),
             };
-            refused(&wire.exchange(&[words]).await?[0])?;
+            let replies = wire.exchange(&[words]).await?;
+            refused(&replies[0])?;
+            if !matches!(replies[0], Value::Okay) {
+                let why = "it answers AUTH by what is no answer to it".into();
+                return Err(ConnectError::NotRedis { address, why });
+            }
+            // For those connections that no node's own connection speaks for.
+            self.shared.credentials.offer(credentials);
         }
         let asked = clock::now();
         let questions = ["MYID", "INFO", "NODES", "SHARDS"];

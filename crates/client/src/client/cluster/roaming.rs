@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use steadfast_core::node::Endpoint;
+use steadfast_core::node::{Endpoint, NodeId};
 use steadfast_core::slot::Slot;
 
 use super::Cluster;
 use crate::error::connect::ConnectError;
 use crate::link::connect::{Found, Location, Network, Transport, WaitsFor, resolved};
+use crate::membership::Membership;
 use crate::settings::Settings;
 use crate::wire::stream::Stream;
 
@@ -40,6 +41,8 @@ struct Dialled {
     name: Arc<str>,
     /// Where it stands among the nodes, if it was dialled as the owner of the slot.
     owner: Option<u16>,
+    /// The identity that it must prove: another server may have got the address.
+    member: Option<Arc<Membership>>,
 }
 
 impl Roaming {
@@ -80,11 +83,13 @@ impl Transport for Roaming {
                 match resolved(&self.settings, &endpoint.host, endpoint.port, limit).await {
                     Ok(addresses) => {
                         let name = cluster.name_at(&endpoint);
+                        let member = membership(cluster.ids_at(&endpoint));
                         for address in addresses {
                             let dialled = Dialled {
                                 endpoint: endpoint.clone(),
                                 name: Arc::clone(&name),
                                 owner,
+                                member: member.clone(),
                             };
                             names.insert(address, dialled);
                             places.push(Location::Tcp(address));
@@ -122,7 +127,18 @@ impl Transport for Roaming {
         })
     }
 
-    /// One that any node serves leaves the one that is no member any more, and one of a slot the
+    fn member(&self, place: Location) -> Option<Arc<Membership>> {
+        let Location::Tcp(address) = place else {
+            return None;
+        };
+        let names = self.names.lock();
+        names
+            .get(&address)
+            .and_then(|dialled| dialled.member.clone())
+    }
+
+    /// One that any node serves leaves the one that is no member any more, or that the others agree
+    /// is away, and one of a slot the
     /// one that is its owner no more: nothing is published there. A deposed owner that is cut off
     /// from the others does not know it, and goes on answering.
     fn left(&self, place: Location) -> BoxFuture<'_, ()> {
@@ -135,7 +151,7 @@ impl Transport for Roaming {
             let by_address = Endpoint::new(&address.ip().to_string(), address.port());
             let at = named.map_or_else(|| by_address.clone(), |dialled| dialled.endpoint);
             let is_left = |cluster: &Cluster| match self.slot {
-                None => cluster.is_member(&at, &by_address) == Some(false),
+                None => cluster.is_left(&at, &by_address),
                 Some(slot) => {
                     let now = cluster.number_of(slot);
                     now.zip(owner).is_some_and(|(now, then)| now != then)
@@ -154,6 +170,17 @@ impl Transport for Roaming {
     }
 }
 
+/// What a node proves that has one of these ids, if any is known. A subscriber hears of what is
+/// published whether the slots are served or not.
+fn membership(ids: Vec<NodeId>) -> Option<Arc<Membership>> {
+    let member = Membership {
+        ids,
+        as_replica: false,
+        must_serve: false,
+    };
+    (!member.ids.is_empty()).then(|| Arc::new(member))
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::poll;
@@ -162,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
+    use crate::link::connect::Connector;
 
     fn view(epoch: u64, owners: [&str; 2]) -> View {
         let slots = |name: &str| match owners.iter().position(|owner| *owner == name) {
@@ -208,5 +236,66 @@ mod tests {
         assert!(poll!(left.as_mut()).is_pending(), "it still owns the slot");
         assert!(cluster.believe(&view(3, ["c", "b"])).ignored.is_none());
         assert!(poll!(left).is_ready(), "nobody publishes there now");
+    }
+
+    #[tokio::test]
+    async fn t18_a_subscriber_leaves_a_node_that_the_others_agree_is_away_while_one_is_not() {
+        let builder = crate::Client::builder("redis-cluster://127.0.0.1:9").expect("a good url");
+        let client = builder.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let roaming = Roaming::new(Arc::clone(&cluster.shared.settings), None);
+        roaming.belongs_to(cluster);
+        let mut told = view(3, ["a", "b"]);
+        assert!(cluster.believe(&told).ignored.is_none());
+        let place = Location::Tcp(SocketAddr::from(([127, 0, 0, 1], 3)));
+        let mut left = std::pin::pin!(roaming.left(place));
+        assert!(poll!(left.as_mut()).is_pending());
+        let mut tell = |failing: bool, failed: bool| {
+            told.asked = clock::now();
+            told.report.nodes[2].is_failing = failing;
+            told.report.nodes[2].is_failed = failed;
+            assert!(cluster.believe(&told).ignored.is_none());
+        };
+        tell(true, false);
+        assert!(poll!(left.as_mut()).is_pending(), "one node's suspicion");
+        tell(true, true);
+        assert!(poll!(left).is_ready());
+    }
+
+    #[tokio::test]
+    async fn t18_a_subscriber_does_not_listen_to_a_stranger_at_a_node_s_address() {
+        let servers = steadfast_drill::process::Cluster::builder().primaries(1);
+        let servers = servers.replicas(0).start().await.expect("it starts");
+        let node = servers.node(0);
+        let builder = crate::Client::builder("redis-cluster://127.0.0.1:9").expect("a good url");
+        let client = builder.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        // Nobody else asks the node who it is.
+        cluster.shared.close();
+        let dial = async |of: Option<Slot>| {
+            let roaming = Arc::new(Roaming::new(Arc::clone(&cluster.shared.settings), of));
+            roaming.belongs_to(cluster);
+            let settings = Arc::clone(&cluster.shared.settings);
+            let connector = Arc::new(Connector::new(settings, None, roaming));
+            let ask = connector.ask(Duration::from_secs(9), Vec::new());
+            connector.dialled(ask).await.map(|_| ())
+        };
+        let mut told = view(3, ["a", "b"]);
+        told.report.nodes.truncate(1);
+        let first = &mut told.report.nodes[0];
+        first.port = node.addr().port();
+        let slot = Slot::new(7);
+        assert!(cluster.believe(&told).ignored.is_none());
+        for of in [None, slot] {
+            let error = dial(of).await.expect_err("it is another").to_string();
+            assert!(error.contains("is another node of the cluster"), "{error}");
+        }
+        told.asked = clock::now();
+        told.report.nodes[0].id = NodeId::new(node.id());
+        told.report.nodes[0].epoch = Some(9);
+        cluster.believe(&told);
+        for of in [None, slot] {
+            assert!(dial(of).await.is_ok(), "it is the one that was told of");
+        }
     }
 }

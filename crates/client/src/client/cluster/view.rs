@@ -79,12 +79,30 @@ impl Cluster {
         known.topology.find_at(endpoint).map(MemberIndex::number)
     }
 
-    /// Whether the node at an endpoint, by either of these names, is a member by the newest view.
-    /// `None` if nobody knows it.
-    pub(super) fn is_member(&self, at: &Endpoint, or_at: &Endpoint) -> Option<bool> {
+    /// Whether a subscriber is at the wrong node there, at an endpoint of either of these names: by
+    /// the newest view it is no member, or the others agree that it is away, and one is not.
+    pub(super) fn is_left(&self, at: &Endpoint, or_at: &Endpoint) -> bool {
         let topology = &self.known.lock().topology;
-        let index = topology.find_at(at).or_else(|| topology.find_at(or_at))?;
-        Some(topology.member(index).is_present)
+        let found = topology.find_at(at).or_else(|| topology.find_at(or_at));
+        let Some(member) = found.map(|index| topology.member(index)) else {
+            return false;
+        };
+        let is_well = |member: &Member| member.is_present && member.is_primary && !member.is_failed;
+        let others = || topology.members().any(|(_, member)| is_well(member));
+        !member.is_present || member.is_failed && others()
+    }
+
+    /// The ids of which the node at an endpoint has one: its own, or where nobody knows who is
+    /// there, as at a seed's name, that of any member. Empty while there is no view.
+    pub(super) fn ids_at(&self, at: &Endpoint) -> Vec<NodeId> {
+        let topology = &self.known.lock().topology;
+        let own = topology.find_at(at).map(|index| topology.member(index));
+        if let Some(id) = own.and_then(|member| member.id.clone()) {
+            return vec![id];
+        }
+        let members = topology.members().map(|(_, member)| member);
+        let present = members.filter(|member| member.is_present);
+        present.filter_map(|member| member.id.clone()).collect()
     }
 
     fn index_of(&self, topology: &Topology, node: &Node) -> Option<MemberIndex> {

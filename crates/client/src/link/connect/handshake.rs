@@ -17,6 +17,7 @@ use super::membership::{self, is_of_the_kind};
 use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;
 use crate::link::fence::Fence;
+use crate::membership::Membership;
 use crate::settings::Settings;
 use crate::target::{Protocol, Role};
 use crate::wire::identity::Identity;
@@ -30,6 +31,8 @@ pub(super) struct Handshake<'a> {
     pub(super) credentials: Option<&'a Credentials>,
     pub(super) fences: &'a [Identity],
     pub(super) address: &'a str,
+    /// The identity that it must prove, of a cluster's node.
+    pub(super) member: Option<&'a Membership>,
 }
 
 type Fenced = Vec<Fence>;
@@ -71,7 +74,7 @@ impl Handshake<'_> {
         {
             return Err(ConnectError::Replica);
         }
-        if let Some(member) = &self.settings.member {
+        if let Some(member) = self.member {
             membership::check(member, &mut exchange, self.address).await?;
         }
         let fences = self.fence(&mut exchange, facts.run_id.as_deref()).await?;

@@ -49,12 +49,13 @@ pub(super) async fn check(
         return Err(no_answer(address, "CLUSTER MYID"));
     };
     match id {
-        Value::BulkString(id) if id.as_slice() == member.id.as_str().as_bytes() => {}
+        Value::BulkString(id)
+            if (member.ids.iter()).any(|one| id.as_slice() == one.as_str().as_bytes()) => {}
         Value::BulkString(id) => {
             return Err(ConnectError::Stranger {
                 address: address.into(),
                 found: String::from_utf8_lossy(id).into_owned(),
-                wanted: member.id.to_string(),
+                wanted: member.wanted(),
             });
         }
         Value::ServerError(_) => {}
@@ -63,7 +64,7 @@ pub(super) async fn check(
     if as_error(info).is_none() {
         let info =
             ClusterInfo::read(&text(info)).map_err(|_| no_answer(address, "CLUSTER INFO"))?;
-        if !info.is_ok {
+        if member.must_serve && !info.is_ok {
             return Err(ConnectError::ClusterDown {
                 address: address.into(),
             });

@@ -521,6 +521,7 @@ impl Sim {
                 epoch: Some(node.epochs[other]),
                 is_myself: other == at,
                 is_failing: false,
+                is_failed: false,
                 slots,
                 migrations: Vec::new(),
             }
