@@ -114,6 +114,11 @@ pub(crate) struct Driver {
     needs_flush: bool,
     /// Replies handed out since callers last got their turn.
     handed_out: usize,
+    /// Whether callers have other connections too, as in a cluster: then they are woken by the
+    /// replies of one and write on another, and each would be written for alone.
+    gathers: bool,
+    /// Whether it has waited to be woken since its last turn.
+    parked: bool,
     /// A complaint of the server's after which it closes the connection.
     last_words: Option<String>,
     /// A request that travels apart is given so long before others follow it.
@@ -226,6 +231,8 @@ impl Driver {
             told_breaker: now,
             needs_flush: false,
             handed_out: 0,
+            gathers: link.is_some() && shared.settings.member.is_some(),
+            parked: false,
             last_words: None,
             apart_for: shared.settings.response_idle_timeout,
             shared,
@@ -288,12 +295,15 @@ impl Driver {
     fn turn(&mut self, conn: &mut Conn<Job>, cx: &mut Context<'_>) -> Result<(), End> {
         let mut now = clock::now();
         self.notice_stall(conn, now);
+        let mut gathers = std::mem::take(&mut self.parked) && self.gathers && conn.awaiting() > 0;
         loop {
-            self.take_submissions(conn, now)?;
-            if self.aside.is_some() {
-                return Ok(());
+            if !gathers {
+                self.take_submissions(conn, now)?;
+                if self.aside.is_some() {
+                    return Ok(());
+                }
+                self.write(conn, cx, now)?;
             }
-            self.write(conn, cx, now)?;
             if self.hand_out(conn, now)? {
                 // A peer that never stops talking must not keep deadlines from being kept.
                 if conn.poll_timeout().is_some_and(|at| at <= now)
@@ -313,12 +323,17 @@ impl Driver {
             }
             // Some were answered: they ask again before this one parks, or the first of them would
             // wake it to write one command alone.
-            if std::mem::take(&mut self.handed_out) > 1 {
+            let answered = std::mem::take(&mut self.handed_out);
+            if answered > 1 || gathers && conn.awaiting() > 0 {
                 cx.waker().wake_by_ref();
                 return Ok(());
             }
+            if std::mem::take(&mut gathers) {
+                continue;
+            }
             self.keep_time(conn, cx, &mut now)?;
             if self.park(conn, cx) {
+                self.parked = true;
                 return Ok(());
             }
             now = clock::now();

@@ -28,24 +28,50 @@ use crate::slot::Slot;
 /// Of a module's command nobody here knows the keys; its first argument is taken for one, and the
 /// redirect of the server corrects what was guessed wrong.
 pub fn place<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Place {
+    place_and_key(args).0
+}
+
+/// The same, with the command's key, if it names one only.
+pub fn place_and_key<'a, I: Iterator<Item = &'a [u8]> + Clone>(
+    args: I,
+) -> (Place, Option<&'a [u8]>) {
     let args = Args(args);
     let Some((group, name)) = args.group() else {
-        return Place::Refused(ServedBy::Nothing);
+        return (Place::Refused(ServedBy::Nothing), None);
     };
     match group.shared {
         Shared::Yes => {}
-        Shared::No(Alternative::Session) => return Place::Refused(ServedBy::Session),
-        Shared::No(Alternative::PubSub) => return Place::Refused(ServedBy::Subscriber),
-        Shared::No(Alternative::Unsupported) => return Place::Refused(ServedBy::Nothing),
+        Shared::No(instead) => return (refused(instead), None),
     }
-    let mut keys = super::key_names(args.0.clone());
-    if let Some(first) = keys.next() {
-        let slot = Slot::of_key(first);
-        return match keys.map(Slot::of_key).find(|other| *other != slot) {
-            None => Place::Slot(slot),
-            Some(other) => Place::Slots(slot, other),
-        };
+    let mut keys = group.keys.all(&args).into_iter();
+    let mut next = || keys.next().and_then(|at| args.at(at));
+    let Some(first) = next() else {
+        return (without_keys(group, name, &args), None);
+    };
+    let slot = Slot::of_key(first);
+    let Some(second) = next() else {
+        return (Place::Slot(slot), Some(first));
+    };
+    let mut others = std::iter::once(second).chain(std::iter::from_fn(next));
+    match others.find_map(|key| Some(Slot::of_key(key)).filter(|other| *other != slot)) {
+        None => (Place::Slot(slot), None),
+        Some(other) => (Place::Slots(slot, other), None),
     }
+}
+
+fn refused(instead: Alternative) -> Place {
+    Place::Refused(match instead {
+        Alternative::Session => ServedBy::Session,
+        Alternative::PubSub => ServedBy::Subscriber,
+        Alternative::Unsupported => ServedBy::Nothing,
+    })
+}
+
+fn without_keys<'a, I: Iterator<Item = &'a [u8]> + Clone>(
+    group: &super::table::Group,
+    name: &str,
+    args: &Args<I>,
+) -> Place {
     let guessed = group.errors == Errors::OfNoKnownCommand;
     match if guessed { Home::Channel } else { home(name) } {
         Home::Any => Place::AnyPrimary,

@@ -294,6 +294,11 @@ impl<'a, E> SplitPipeline<'a, E> {
         worst.unwrap_or(Effect::Read)
     }
 
+    /// Returns the slots of all that is to be sent, as often as they occur.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.units.iter().filter_map(|unit| unit.slot)
+    }
+
     /// Returns the slot of a command, given by its number.
     pub fn slot_of(&self, unit: usize) -> Option<Slot> {
         self.units.get(unit).and_then(|unit| unit.slot)

@@ -207,6 +207,8 @@ impl Journey<'_> {
     async fn run(mut self) -> Result<Reply, Error> {
         let mut aim = Aim::Owner;
         let mut last: Option<Error> = None;
+        // The moment in which it begins serves for an attempt that is made in it.
+        let mut begins = true;
         loop {
             let (node, sent, attempted) = match self.begun.take() {
                 Some(begun) => {
@@ -216,7 +218,14 @@ impl Journey<'_> {
                 }
                 None => {
                     self.stand_in_line();
-                    let reached = self.cluster.reach(self.slot, &aim, &self.limits).await;
+                    let reached = match self.cluster.found(self.slot, &aim) {
+                        Ok(Some(node)) => Ok(node),
+                        _ => {
+                            begins = false;
+                            let reach = self.cluster.reach(self.slot, &aim, &self.limits);
+                            Box::pin(reach).await
+                        }
+                    };
                     let node = match (reached, &mut last) {
                         (Ok(node), _) => node,
                         (Err(error), None) => return Err(error.at_best(self.unknown)),
@@ -226,7 +235,10 @@ impl Journey<'_> {
                         // The one that was given up there could run after it.
                         return Err(error);
                     }
-                    let sent = clock::now();
+                    let sent = match std::mem::take(&mut begins) {
+                        true => self.limits.started,
+                        false => clock::now(),
+                    };
                     let attempted = self.attempt(&node, &aim, sent).await;
                     (node, sent, attempted)
                 }
@@ -273,7 +285,8 @@ impl Journey<'_> {
             {
                 self.abandoned_at.push(node.id.clone());
             }
-            aim = match self.goes_on(next).await {
+            begins = false;
+            aim = match Box::pin(self.goes_on(next)).await {
                 Some(aim) => aim,
                 None => return Err(node.blame(error).at_best(self.unknown)),
             };
@@ -608,13 +621,7 @@ impl Cluster {
         aim: &Aim,
         limits: &Limits,
     ) -> Result<Arc<Node>, Error> {
-        let find = || -> Result<Option<Arc<Node>>, Error> {
-            let number = match aim {
-                Aim::Owner => self.routes.owner(slot),
-                Aim::At { endpoint, .. } => self.find_at(endpoint),
-            };
-            number.map_or(Ok(None), |number| self.node(number))
-        };
+        let find = || self.found(slot, aim);
         if let Some(node) = find()? {
             return Ok(node);
         }
@@ -635,6 +642,15 @@ impl Cluster {
                 _ = clock::timeout_at(until, version.changed()) => {}
             }
         }
+    }
+
+    /// The node that an attempt goes to, if it is known now.
+    pub(super) fn found(&self, slot: Slot, aim: &Aim) -> Result<Option<Arc<Node>>, Error> {
+        let number = match aim {
+            Aim::Owner => self.routes.owner(slot),
+            Aim::At { endpoint, .. } => self.find_at(endpoint),
+        };
+        number.map_or(Ok(None), |number| self.node(number))
     }
 
     /// Until when a call waits for a node that nobody knows.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use redis::{Cmd, ServerError, Value};
-use steadfast_core::command::place::{Joining, Place as Belongs, ServedBy, place};
+use steadfast_core::command::place::{Joining, Place as Belongs, ServedBy, place_and_key};
 use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
@@ -46,7 +46,7 @@ impl Cluster {
                 let slot = slot.unwrap_or_else(|| self.any_slot());
                 self.follow((slot, None), payload, plan, options).await
             }
-            Payload::Pipeline(pipeline) => self.pipeline(pipeline, plan, options).await,
+            Payload::Pipeline(pipeline) => Box::pin(self.pipeline(pipeline, plan, options)).await,
             // That is what becomes of a call here, and none that is made.
             Payload::Portions(_) => Err(no_place(plan.name, ServedBy::Nothing)),
         };
@@ -63,15 +63,17 @@ impl Cluster {
 
     async fn command(&self, cmd: &Cmd, plan: Plan, options: &CallOptions) -> Result<Reply, Error> {
         let payload = Payload::Command(cmd);
-        match place(command::arguments(cmd)) {
+        let (belongs, key) = place_and_key(command::arguments(cmd));
+        match belongs {
             Belongs::Slot(slot) => {
-                let place = (slot, key_of(cmd));
+                // Most calls end here: what others need is not carried along.
+                let place = (slot, key.map(hash_of_key));
                 self.follow_or_read(place, payload, plan, options).await
             }
             Belongs::Slots(slot, other) => {
                 match split::command(cmd, options.divide_mset).map_err(indivisible) {
                     Ok(Some(parts)) => {
-                        let joined = self.divided(&parts, &plan, options).await;
+                        let joined = Box::pin(self.divided(&parts, &plan, options)).await;
                         joined.map(Reply::One)
                     }
                     Ok(None) | Err(_) => Err(Error::not_sent(ErrorKind::CrossSlot {
@@ -85,7 +87,7 @@ impl Cluster {
                 self.follow((slot, None), payload, plan, options).await
             }
             Belongs::AllPrimaries(joining) => {
-                self.everywhere(payload, joining, plan, options).await
+                Box::pin(self.everywhere(payload, joining, plan, options)).await
             }
             // What a health check asks: of whichever node.
             Belongs::Refused(ServedBy::Node) if plan.name == "INFO" => {

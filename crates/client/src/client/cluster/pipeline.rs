@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use redis::{Pipeline, Value};
 use smallvec::SmallVec;
-use steadfast_core::command::{self, Effect};
+use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
-use steadfast_core::redis_rs;
 use steadfast_core::slot::Slot;
 use steadfast_core::split::pipeline::{
     CommandOutcome, NodePart, PipelineFailed, SplitPipeline, Target, Terms,
@@ -40,6 +39,15 @@ struct Answer {
     result: Result<Vec<Value>, Failed<Error>>,
     /// Whether an earlier try at this node may have run.
     before: bool,
+}
+
+impl Answer {
+    /// Whether there is no error in it, which might be a reason to send something again.
+    fn is_final(&self) -> bool {
+        let values = self.result.as_ref();
+        let is_error = |value: &Value| matches!(value, Value::ServerError(_));
+        !self.before && values.is_ok_and(|values| !values.iter().any(is_error))
+    }
 }
 
 type PipelinePart = NodePart<Option<u16>>;
@@ -102,21 +110,22 @@ impl Cluster {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
         let split =
             SplitPipeline::<Error>::new(pipeline, options.divide_mset).map_err(indivisible)?;
-        let mut slots = BTreeSet::new();
-        for cmd in redis_rs::commands(pipeline) {
-            slots.extend(command::key_names(command::arguments(cmd)).map(Slot::of_key));
-        }
-        let any = slots.first().copied().unwrap_or_else(|| self.any_slot());
-        slots.insert(any);
-        // Nobody waits for a node twice, nor for one after another.
-        let reached = slots
-            .iter()
-            .map(|slot| self.reach(*slot, &Aim::Owner, &limits));
-        let mut reached = join_all(reached).await;
-        if reached.iter().all(Result::is_err)
-            && let Some(error) = reached.pop().and_then(Result::err)
-        {
-            return Err(error);
+        let any = split.slots().next().unwrap_or_else(|| self.any_slot());
+        let is_known = |slot: &Slot| matches!(self.found(*slot, &Aim::Owner), Ok(Some(_)));
+        let slots = || split.slots().chain([any]);
+        let unknown: BTreeSet<Slot> = slots().filter(|slot| !is_known(slot)).collect();
+        if !unknown.is_empty() {
+            // Nobody waits for a node twice, nor for one after another.
+            let reached = unknown
+                .iter()
+                .map(|slot| self.reach(*slot, &Aim::Owner, &limits));
+            let mut reached = join_all(reached).await;
+            if reached.iter().all(Result::is_err)
+                && slots().all(|slot| unknown.contains(&slot))
+                && let Some(error) = reached.pop().and_then(Result::err)
+            {
+                return Err(error);
+            }
         }
         let voyage = Voyage {
             cluster: self,
@@ -262,6 +271,12 @@ impl Voyage<'_> {
 
     /// Takes in what nodes have answered; false if nothing is sent again.
     async fn take_in(&mut self, round: &Round, answers: Vec<Vec<Answer>>, sent: Instant) -> bool {
+        if answers.iter().flatten().all(Answer::is_final) {
+            for Answer { units, result, .. } in answers.into_iter().flatten() {
+                self.split.record(&units, result.unwrap_or_default(), None);
+            }
+            return false;
+        }
         let mut aims = Aims::new();
         let (mut pauses, mut elsewhere) = (false, false);
         let answers = round.parts.iter().zip(answers);
