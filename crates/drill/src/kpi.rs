@@ -184,6 +184,8 @@ pub(crate) fn title(name: &str) -> &str {
         "back_in_service" => "Back in service after",
         "failed_elsewhere" => "Calls of other shards that failed",
         "discoveries" => "Discoveries",
+        "p99_elsewhere" => "p99 of other shards, of before",
+        "refused_within" => "Refused within",
         "lived" => "Lived through the fault",
         other => other,
     }

@@ -8,6 +8,7 @@
 //! from the start of the load.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -51,12 +52,29 @@ pub fn name_of(key: u64) -> String {
     format!("ledger:last:{key}")
 }
 
-/// Every write that was tried, and how often a read has failed.
+/// The reads whose times are kept: more than any drill makes that is judged by them.
+const MOST_READS: usize = 1_000_000;
+/// So long after a shard was broken all grace is over, and its calls are refused at once.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Reads before this are made with connections and caches that are cold.
+const WARM: Duration = Duration::from_secs(1);
+
+/// Every write that was tried, and every read.
 #[derive(Debug, Default)]
 pub struct Ledger {
     writes: Vec<Tried>,
+    reads: Vec<Asked>,
     /// Reads that failed, by their row.
     failed_reads: HashMap<u64, u64>,
+}
+
+/// A read.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    key: u64,
+    begun: Duration,
+    took: Duration,
+    answered: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -112,6 +130,14 @@ pub struct ShardsReport {
     pub failed_elsewhere: u64,
     /// Calls that failed for a slot to which something was done.
     pub failed_there: u64,
+    /// What 99 of 100 reads took at most of shards to which nothing was done, before anything was
+    /// broken; null if no shard was broken, or there were none.
+    pub p99_before_ms: Option<f64>,
+    /// The same while a shard was broken.
+    pub p99_during_ms: Option<f64>,
+    /// What 99 of 100 failed reads of the broken shard took at most, from two seconds after it was
+    /// broken to its healing; null if there were none.
+    pub refused_ms: Option<f64>,
     /// How often the client asked who owns what; null if it does not tell.
     pub discoveries: Option<u64>,
     /// When the cluster was whole again after a fault that no other primary mends, from the start
@@ -129,6 +155,8 @@ pub(crate) struct ShardMoments {
     pub(crate) named: Vec<Duration>,
     /// The cluster was whole again after a fault that no other primary mends.
     pub(crate) healed: Option<Duration>,
+    /// From when to when single shards were broken, without the way back.
+    pub(crate) broken: Option<Range<Duration>>,
 }
 
 impl Ledger {
@@ -150,9 +178,19 @@ impl Ledger {
         (write.said, write.ended) = (said, at);
     }
 
-    /// Notes that a read of that row failed.
-    pub fn read_failed(&mut self, key: u64) {
-        *self.failed_reads.entry(key).or_default() += 1;
+    /// Notes a read of that row, from when to when, and whether it was answered.
+    pub fn read(&mut self, key: u64, (begun, ended): (Duration, Duration), answered: bool) {
+        if !answered {
+            *self.failed_reads.entry(key).or_default() += 1;
+        }
+        if self.reads.len() < MOST_READS {
+            self.reads.push(Asked {
+                key,
+                begun,
+                took: ended.saturating_sub(begun),
+                answered,
+            });
+        }
     }
 
     /// The names whose values are to be looked up in the end.
@@ -248,12 +286,46 @@ impl Ledger {
             back_ms: back,
             ..self.failed_calls(|name| shard_of(name).is_some())
         };
+        let shards = match &moments.broken {
+            Some(broken) => self.timed(shards, broken, |key| shard_of(&name_of(key)).is_some()),
+            None => shards,
+        };
         LedgerReport {
             lost_late: there.lost_late,
             failovers: there.failovers,
             back_ms: there.back_ms,
             shards: Some(shards),
             ..self.judge(held, &[])
+        }
+    }
+
+    /// Adds how long reads took while a shard was broken.
+    fn timed(
+        &self,
+        shards: ShardsReport,
+        broken: &Range<Duration>,
+        is_concerned: impl Fn(u64) -> bool,
+    ) -> ShardsReport {
+        let p99 = |is_meant: &dyn Fn(&Asked) -> bool| {
+            let meant = self.reads.iter().filter(|read| is_meant(read));
+            let mut took: Vec<Duration> = meant.map(|read| read.took).collect();
+            took.sort_unstable();
+            let at = took.len().checked_sub(1)? * 99 / 100;
+            Some(took[at].as_micros() as f64 / 1e3)
+        };
+        let elsewhere = |read: &Asked| read.answered && !is_concerned(read.key);
+        let settled = broken.start + SETTLED;
+        ShardsReport {
+            // The first second warms up.
+            p99_before_ms: p99(&|read| {
+                elsewhere(read) && (WARM..broken.start).contains(&read.begun)
+            }),
+            p99_during_ms: p99(&|read| elsewhere(read) && broken.contains(&read.begun)),
+            refused_ms: p99(&|read| {
+                let refused = !read.answered && is_concerned(read.key);
+                refused && (settled..broken.end).contains(&read.begun)
+            }),
+            ..shards
         }
     }
 
@@ -358,14 +430,14 @@ mod tests {
             let number = ledger.begin(key, version, ms(10));
             ledger.end(number, said, ms(20));
         }
-        (0..3).for_each(|_| ledger.read_failed(1));
-        ledger.read_failed(2);
+        (0..3).for_each(|_| ledger.read(1, (ms(10), ms(11)), false));
+        ledger.read(2, (ms(10), ms(11)), false);
         let held = held([("ledger:count:2:3", 1)]);
         let is_concerned = |name: &str| name.ends_with(":1:1") || name.ends_with("last:1");
         let shard_of = |name: &str| is_concerned(name).then_some(0);
         let moments = ShardMoments {
             named: vec![ms(5)],
-            healed: None,
+            ..ShardMoments::default()
         };
         let report = ledger.judge_shards(&held, &moments, shard_of, Some(7));
         let shards = report.shards.unwrap();
@@ -374,6 +446,40 @@ mod tests {
         // The writes of the others are no sign that the shard serves again.
         assert_eq!((report.failovers, report.back_ms), (1, None));
         assert_eq!((report.acknowledged, report.lost), (1, 0));
+    }
+
+    #[test]
+    fn d4_t5_reads_of_other_shards_are_timed_before_and_while_one_is_broken_and_refusals_by_themselves()
+     {
+        let mut ledger = Ledger::default();
+        for n in 0..1_000 {
+            // Row 1 is broken from the fifth second to the tenth. The other is slower meanwhile.
+            let begun = ms(n * 11);
+            let broken = (ms(5_000)..ms(10_000)).contains(&begun);
+            let other = if broken { ms(9) } else { ms(6) };
+            ledger.read(0, (begun, begun + other), true);
+            let refused = if begun < ms(7_000) { ms(900) } else { ms(1) };
+            ledger.read(1, (begun, begun + refused), !broken);
+        }
+        // Cold, and after it was healed.
+        ledger.read(0, (ms(10), ms(999)), true);
+        ledger.read(0, (ms(10_500), ms(12_000)), true);
+        let moments = ShardMoments {
+            broken: Some(ms(5_000)..ms(10_000)),
+            ..ShardMoments::default()
+        };
+        let shard_of = |name: &str| name.ends_with(":1").then_some(0);
+        let report = ledger.judge_shards(&HashMap::new(), &moments, shard_of, None);
+        let shards = report.shards.unwrap();
+        let times = (
+            shards.p99_before_ms,
+            shards.p99_during_ms,
+            shards.refused_ms,
+        );
+        assert_eq!(times, (Some(6.0), Some(9.0), Some(1.0)));
+        let moments = ShardMoments::default();
+        let report = ledger.judge_shards(&HashMap::new(), &moments, shard_of, None);
+        assert_eq!(report.shards.unwrap().p99_before_ms, None);
     }
 
     #[test]
@@ -386,8 +492,8 @@ mod tests {
         let names = ledger.names();
         let held: HashMap<String, u64> = names.into_iter().map(|name| (name, 1)).collect();
         let moments = ShardMoments {
-            named: Vec::new(),
             healed: Some(ms(1_000)),
+            ..ShardMoments::default()
         };
         let back = |shards: &[usize]| {
             let shard_of = |name: &str| {

@@ -148,20 +148,20 @@ impl Lane {
     }
 
     async fn read(&self, key: u64, begun: Duration) -> Ended {
-        match timeout(HUNG, self.subject.read(key)).await {
+        let read = timeout(HUNG, self.subject.read(key)).await;
+        if let Some(ledger) = &mut self.seen().ledger {
+            let answered = matches!(read, Ok(Ok(_)));
+            ledger.read(key, (begun, self.now()), answered);
+        }
+        match read {
             Ok(Ok(answer)) => {
                 let seen = self.seen();
                 let wrong = seen.ledger.is_none() && seen.truth.is_wrong(key, &answer, begun);
                 Ended::Read { answer, wrong }
             }
-            failed => {
-                if let Some(ledger) = &mut self.seen().ledger {
-                    ledger.read_failed(key);
-                }
-                Ended::ReadFailed(failed.map_or("hung", |failed| {
-                    failed.map_or_else(|failure| failure.kind, |_| "hung")
-                }))
-            }
+            failed => Ended::ReadFailed(failed.map_or("hung", |failed| {
+                failed.map_or_else(|failure| failure.kind, |_| "hung")
+            })),
         }
     }
 }

@@ -312,6 +312,8 @@ pub enum Fault {
     SlotsMoving(u32),
     /// A primary and its replica are killed, and started again with their data at the end.
     ShardDown,
+    /// A primary and its replica are stopped where they stand, and go on at the end.
+    ShardFrozen,
     /// A primary is added and given slots of all others; emptied and removed at the end.
     NodeAdded,
     /// All nodes are killed, and started again with their data at the end.
@@ -353,6 +355,7 @@ impl Fault {
             }
             Fault::SlotsMoving(_)
             | Fault::ShardDown
+            | Fault::ShardFrozen
             | Fault::NodeAdded
             | Fault::AllRestarted
             | Fault::AddressesChanged
@@ -429,6 +432,7 @@ impl Fault {
             Fault::ReplicaLag => "replica_lag",
             Fault::SlotsMoving(_) => "slots_moving",
             Fault::ShardDown => "shard_down",
+            Fault::ShardFrozen => "shard_frozen",
             Fault::NodeAdded => "node_added",
             Fault::AllRestarted => "all_restarted",
             Fault::AddressesChanged => "addresses_changed",
@@ -471,6 +475,13 @@ pub struct Thresholds {
     pub failed_elsewhere: u64,
     /// How often its client may ask who owns which slots. Default 100.
     pub discoveries: u64,
+    /// How many times as long as before 99 of 100 reads of shards to which nothing is done take at
+    /// most while others are broken, of a subject whose data are in a cluster. Not judged unless it
+    /// is set.
+    pub p99_elsewhere: Option<f64>,
+    /// 99 of 100 failed reads of a broken shard take no longer than this, from two seconds after it
+    /// was broken. Not judged unless it is set.
+    pub refused_within: Option<Duration>,
     /// Whether the control is expected to fail: what the scenario is there to show. Default true.
     pub control_fails: bool,
 }
@@ -490,6 +501,8 @@ impl Default for Thresholds {
             lost: 0,
             failed_elsewhere: 0,
             discoveries: 100,
+            p99_elsewhere: None,
+            refused_within: None,
             control_fails: true,
         }
     }

@@ -41,6 +41,13 @@
 //!   most what the scenario says (0).
 //! - **discoveries**: questions of the client who owns which slots; whole run; at most what the
 //!   scenario says (100).
+//!
+//! Where the scenario says so, by two more:
+//!
+//! - **p99_elsewhere**: what 99 of 100 reads of shards to which nothing was done took at most while
+//!   one was broken ÷ the same before.
+//! - **refused_within**: what 99 of 100 failed reads of the broken shard took at most, from two
+//!   seconds after it was broken to its healing.
 
 use std::time::Duration;
 
@@ -48,7 +55,7 @@ use serde::Serialize;
 
 pub use crate::kpi::{Bound, Kpi, Unit};
 use crate::kpi::{duration, figure};
-use crate::ledger::LedgerReport;
+use crate::ledger::{LedgerReport, ShardsReport};
 use crate::record::{Counts, Record};
 use crate::scenario::{Phase, Thresholds};
 use crate::subject::{Connection, Role};
@@ -188,7 +195,28 @@ fn of_shards(ledger: &LedgerReport, thresholds: &Thresholds) -> Vec<Kpi> {
     [elsewhere.noted(there)]
         .into_iter()
         .chain(discoveries)
+        .chain(times_of_shards(shards, thresholds))
         .collect()
+}
+
+/// How long reads took while a shard was broken, where the scenario sets limits.
+fn times_of_shards(shards: &ShardsReport, thresholds: &Thresholds) -> Vec<Kpi> {
+    let elsewhere = thresholds.p99_elsewhere.map(|times| {
+        let formula = "what 99 of 100 reads of other shards took at most while one was broken ÷ the same before";
+        let held = ("p99_elsewhere", "fault");
+        let kpi = Kpi::held_to(held, Bound::AtMost, times, Unit::Ratio, formula);
+        let (before, during) = (shards.p99_before_ms, shards.p99_during_ms);
+        let ratio = before.zip(during).map(|(before, during)| during / before);
+        let told = |ms| figure(ms, Unit::Ms);
+        kpi.seen(ratio)
+            .noted(format!("{}, and {} before", told(during), told(before)))
+    });
+    let refused = thresholds.refused_within.map(|limit| {
+        let formula = "what 99 of 100 failed reads of the broken shard took at most, from two seconds after it was broken";
+        let held = ("refused_within", "fault");
+        Kpi::held_to(held, Bound::AtMost, ms(limit), Unit::Ms, formula).seen(shards.refused_ms)
+    });
+    elsewhere.into_iter().chain(refused).collect()
 }
 
 /// A count of the whole run that must not be greater than its target.
@@ -575,7 +603,6 @@ mod tests {
 
     #[test]
     fn d4_t5_a_shard_that_is_healed_and_not_served_in_time_fails_the_run() {
-        use crate::ledger::ShardsReport;
         let record = record([0; 5], [0; 5]);
         let passes = |healed_ms, back_ms| {
             let shards = ShardsReport {
@@ -595,6 +622,31 @@ mod tests {
         assert_eq!(passes(Some(4e3), Some(80.0)), Some(true));
         assert_eq!(passes(Some(4e3), Some(6e3)), Some(false));
         assert_eq!(passes(Some(4e3), None), Some(false));
+    }
+
+    #[test]
+    fn d4_t5_a_shard_that_is_felt_elsewhere_or_refused_late_fails_the_run_that_limits_it() {
+        let shards = ShardsReport {
+            p99_before_ms: Some(2.0),
+            p99_during_ms: Some(5.0),
+            refused_ms: Some(0.4),
+            ..ShardsReport::default()
+        };
+        let limits = |times, within| Thresholds {
+            p99_elsewhere: Some(times),
+            refused_within: Some(within),
+            ..Thresholds::default()
+        };
+        let passes = |thresholds: &Thresholds| {
+            let kpis = times_of_shards(&shards, thresholds);
+            kpis.iter().map(|kpi| kpi.pass).collect::<Vec<_>>()
+        };
+        assert_eq!(passes(&limits(3.0, at(1))), [true, true]);
+        let strict = limits(2.0, Duration::from_micros(300));
+        assert_eq!(passes(&strict), [false, false]);
+        assert!(times_of_shards(&shards, &Thresholds::default()).is_empty());
+        let kpi = &times_of_shards(&shards, &strict)[0];
+        assert_eq!(kpi.note, "5.00 ms, and 2.00 ms before");
     }
 
     #[test]

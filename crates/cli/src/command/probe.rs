@@ -45,13 +45,28 @@ pub(crate) struct Args {
     )]
     url: String,
     /// How many commands to send in all: as many SET as GET as DEL
-    #[arg(long, value_name = "N", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(3..=100_000_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 3_000,
+        value_parser = clap::value_parser!(u64).range(3..=100_000_000)
+    )]
     operations: u64,
     /// How many tasks send them at the same time, over one connection
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(1..=10_000)
+    )]
     workers: u64,
     /// The longest that one command, or one step of connecting, may take, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 1_000,
+        value_parser = clap::value_parser!(u64).range(1..=600_000)
+    )]
     deadline: u64,
     /// Trust the certificates of this PEM file instead of the system's (for rediss://)
     #[arg(long, value_name = "FILE")]

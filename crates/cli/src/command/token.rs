@@ -30,7 +30,12 @@ pub(crate) struct Args {
     #[arg(long, default_value = "viewer", value_parser = role)]
     role: Role,
     /// How many minutes it is valid
-    #[arg(long, default_value_t = 60, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=1440))]
+    #[arg(
+        long,
+        default_value_t = 60,
+        value_name = "MINUTES",
+        value_parser = clap::value_parser!(u64).range(1..=1440)
+    )]
     minutes: u64,
     /// The key of [auth.keys] to sign with, if there are several
     #[arg(long, value_name = "NAME")]

@@ -37,6 +37,7 @@ const FILES: &[&str] = &[
     include_str!("../../scenarios/cluster-primary-killed.toml"),
     include_str!("../../scenarios/cluster-primary-frozen.toml"),
     include_str!("../../scenarios/cluster-shard-down.toml"),
+    include_str!("../../scenarios/cluster-shard-frozen.toml"),
     include_str!("../../scenarios/cluster-node-added.toml"),
     include_str!("../../scenarios/cluster-restarted.toml"),
     include_str!("../../scenarios/cluster-addresses.toml"),

@@ -342,6 +342,8 @@ struct ThresholdsSource {
     lost: Option<u64>,
     failed_elsewhere: Option<u64>,
     discoveries: Option<u64>,
+    p99_elsewhere: Option<Spanned<f64>>,
+    refused_within: Option<Time>,
     control_fails: Option<bool>,
 }
 
@@ -363,6 +365,8 @@ impl ThresholdsSource {
             lost: self.lost.unwrap_or(usual.lost),
             failed_elsewhere: self.failed_elsewhere.unwrap_or(usual.failed_elsewhere),
             discoveries: self.discoveries.unwrap_or(usual.discoveries),
+            p99_elsewhere: self.p99_elsewhere.map(|times| times.into_inner()),
+            refused_within: self.refused_within.map(|t| t.0),
             control_fails: self.control_fails.unwrap_or(usual.control_fails),
         }
     }

@@ -139,6 +139,7 @@ fn checked_fault(mut given: StepSource, lasts: Duration) -> Result<Fault, Mistak
             Fault::SlotsMoving(rate.unwrap_or(SLOTS_A_SECOND))
         }
         "shard_down" => Fault::ShardDown,
+        "shard_frozen" => Fault::ShardFrozen,
         "node_added" => Fault::NodeAdded,
         "all_restarted" => Fault::AllRestarted,
         "addresses_changed" => Fault::AddressesChanged,
@@ -303,6 +304,7 @@ const FAULTS: &[&str] = &[
     "replica_lag",
     "slots_moving",
     "shard_down",
+    "shard_frozen",
     "node_added",
     "all_restarted",
     "addresses_changed",

@@ -51,6 +51,8 @@ pub(crate) struct ClusteredSite {
     named_before: Mutex<usize>,
     /// When the cluster was whole again after a fault that no other primary mends.
     healed: Mutex<Option<Instant>>,
+    /// When single shards were broken, and when they began to be given back.
+    broken: Mutex<Option<(Instant, Instant)>>,
 }
 
 /// A change to the cluster that a task of its own makes. Tells how many slots have moved.
@@ -89,6 +91,7 @@ impl ClusteredSite {
             untouched: Mutex::default(),
             named_before: Mutex::default(),
             healed: Mutex::default(),
+            broken: Mutex::default(),
         })
     }
 
@@ -113,6 +116,15 @@ impl ClusteredSite {
             Fault::ShardDown => {
                 let replicas = cluster.replicas_of(primary).await?;
                 self.take(replicas.into_iter().chain([primary])).await;
+            }
+            Fault::ShardFrozen => {
+                let replicas = cluster.replicas_of(primary).await?;
+                let now = Instant::now();
+                *lock(&self.broken) = Some((now, now));
+                for at in replicas.into_iter().chain([primary]) {
+                    lock(&self.taken).push(at);
+                    cluster.node(at).freeze()?;
+                }
             }
             Fault::AllRestarted => self.take(0..cluster.nodes().len()).await,
             Fault::SlotsMoving(a_second) => {
@@ -154,7 +166,10 @@ impl ClusteredSite {
                 }
             }
             Fault::FailoverPlanned => self.note_whether_another_was_named(fault),
-            Fault::ShardDown | Fault::AllRestarted => {
+            Fault::ShardDown | Fault::ShardFrozen | Fault::AllRestarted => {
+                if let Some((_, given_back)) = &mut *lock(&self.broken) {
+                    *given_back = Instant::now();
+                }
                 let nodes: Vec<_> = taken.iter().map(|at| cluster.node(*at)).collect();
                 try_join_all(nodes.iter().map(|node| give_back(node))).await?;
             }
@@ -177,7 +192,11 @@ impl ClusteredSite {
             }
         }
         cluster.well().await?;
-        if let Fault::ShardDown | Fault::AllRestarted | Fault::AddressesChanged = fault {
+        if let Fault::ShardDown
+        | Fault::ShardFrozen
+        | Fault::AllRestarted
+        | Fault::AddressesChanged = fault
+        {
             *lock(&self.healed) = Some(Instant::now());
         }
         Ok(())
@@ -218,6 +237,7 @@ impl ClusteredSite {
         let moments = ShardMoments {
             named: named.iter().map(|at| lane.moment(*at)).collect(),
             healed: lock(&self.healed).map(|at| lane.moment(at)),
+            broken: lock(&self.broken).map(|(from, to)| lane.moment(from)..lane.moment(to)),
         };
         let concerned = lock(&self.concerned).clone();
         let shard_of = |name: &str| {
@@ -252,7 +272,8 @@ impl ClusteredSite {
             Fault::PrimaryKilled
             | Fault::PrimaryFrozen
             | Fault::FailoverPlanned
-            | Fault::ShardDown => {
+            | Fault::ShardDown
+            | Fault::ShardFrozen => {
                 let layout = self.cluster.layout().await?;
                 layout.slots_of(self.cluster.node(primary).id())
             }
