@@ -11,6 +11,7 @@ use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 use tokio::time::{Instant, sleep};
 
+use super::clustered::Clustered;
 use super::judge::{BOUND, Line};
 use super::worker::{Break, ORDER, Order, now};
 
@@ -43,12 +44,29 @@ pub(crate) enum Fault {
     /// All processes die; Redis comes back with what it held a while ago, and the processes before
     /// SQL does.
     PowerCut,
+    /// On a cluster: the primary of the cache's shard is killed, and its replica elected.
+    ShardKilled,
+    /// On a cluster: the same primary stands still meanwhile, and wakes deposed.
+    ShardFrozen,
+    /// On a cluster: the cache's slot moves to another shard.
+    SlotMoved,
+}
+
+impl Fault {
+    fn needs_cluster(self) -> bool {
+        matches!(
+            self,
+            Self::ShardKilled | Self::ShardFrozen | Self::SlotMoved
+        )
+    }
 }
 
 /// Each process reaches Redis through a proxy of its own, and all of them through one that a
 /// failover points elsewhere.
 pub(crate) struct Stage {
     servers: Vec<Redis>,
+    /// In place of all of these, if something is to happen to one.
+    cluster: Option<Clustered>,
     replication: Option<Proxy>,
     front: Option<Proxy>,
     proxies: Vec<Proxy>,
@@ -140,6 +158,10 @@ impl Stage {
             servers.push(replica);
             replication = Some(link);
         }
+        let cluster = match faults.iter().any(|fault| fault.needs_cluster()) {
+            true => Some(Clustered::start().await),
+            false => None,
+        };
         let (way_to_sql, url) = Way::make(database, folder).await;
         let order = Order {
             redis: String::new(),
@@ -155,6 +177,7 @@ impl Stage {
         };
         Self {
             servers,
+            cluster,
             replication,
             front: Some(front),
             proxies,
@@ -186,7 +209,10 @@ impl Stage {
         let passed = self.began.elapsed();
         let left = |span: Duration| span.saturating_sub(passed).as_millis() as u64;
         let order = Order {
-            redis: format!("redis://{}", self.proxies[n].addr()),
+            redis: match &self.cluster {
+                Some(cluster) => cluster.url(),
+                None => format!("redis://{}", self.proxies[n].addr()),
+            },
             log: self.folder.join(format!("{}.history", self.started)),
             seed: self.order.seed * 1000 + self.started,
             run_ms: left(self.spans.0),
@@ -212,6 +238,10 @@ impl Stage {
 
     fn redis(&self) -> &Redis {
         &self.servers[0]
+    }
+
+    fn cluster(&self) -> &Clustered {
+        self.cluster.as_ref().unwrap()
     }
 
     /// Waits a little, then does the next thing and, where that is a thing with an end, ends it.
@@ -266,6 +296,9 @@ impl Stage {
             Fault::RollBackSql => self.roll_back_at_last().await,
             Fault::RollBackUnseen => self.roll_back_unseen().await,
             Fault::PowerCut => self.cut_power().await,
+            Fault::ShardKilled => self.cluster().kill_primary().await,
+            Fault::ShardFrozen => self.cluster().freeze_primary().await,
+            Fault::SlotMoved => self.cluster().move_slot().await,
         }
     }
 

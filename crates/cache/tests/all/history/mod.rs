@@ -4,7 +4,8 @@
 //! killed, frozen, cut off from one of them, restored from an old snapshot, replaced by a lagging
 //! replica, and made to forget keys, while processes die between a commit and its relay, and while
 //! SQL is locked, rolled back (also while no process runs), or the last to come back after a power
-//! cut. Some transactions are
+//! cut. On a cluster the primary of the cache's shard is killed or frozen until its replica is
+//! elected, and the cache's slot moves to another shard. Some transactions are
 //! long. Items are read alone, in batches, and by readers who do not name the tags that an item
 //! carries; half of them are invalidated by a tag. In runs of their own slow loads are joined while
 //! a process is cut off, values are loaded again by readers who name no tags, and read as another
@@ -15,6 +16,7 @@
 //!
 //! `STEADFAST_SOAK_SECONDS` makes the runs longer, `STEADFAST_SEED` repeats a run.
 
+mod clustered;
 mod faults;
 mod judge;
 mod worker;
@@ -54,6 +56,15 @@ const OF_SQL: &[Fault] = &[
 /// For readers who join slow loads, name no tags, or share a key with another type: what happens
 /// takes longer than a slow load.
 const FOR_READERS: &[Fault] = &[Fault::CutOffLong, Fault::RestoreSnapshot, Fault::CutOffLong];
+
+/// What can happen to the shard of a cluster in which the cache lies.
+const OF_CLUSTER: &[Fault] = &[
+    Fault::ShardKilled,
+    Fault::SlotMoved,
+    Fault::ShardFrozen,
+    Fault::DieAfterCommit,
+    Fault::SlotMoved,
+];
 
 const WORKERS: usize = 3;
 
@@ -114,6 +125,15 @@ async fn k16_no_read_breaks_the_contract_however_odd_its_neighbours_are() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("x.db").display());
     let verdict = run(&url, soak(), FOR_READERS, None, folder.path()).await;
+    verdict.assert_kept();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k8_t26_no_read_breaks_the_contract_while_the_caches_shard_fails_over_and_its_slot_moves() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let verdict = run(&url, soak(), OF_CLUSTER, None, folder.path()).await;
+    assert!(verdict.faults.contains("SlotMoved"), "{}", verdict.faults);
     verdict.assert_kept();
 }
 
