@@ -42,7 +42,7 @@ const ALL: &[Fault] = &[
     Fault::DieAfterCommit,
 ];
 
-/// What can happen to SQL, and to all at once.
+/// What can happen to SQL, and to all at once; in a long run, also to Redis in between.
 const OF_SQL: &[Fault] = &[
     Fault::HoldLock,
     Fault::RollBackSql,
@@ -51,6 +51,8 @@ const OF_SQL: &[Fault] = &[
     Fault::RollBackSql,
     Fault::DieAfterCommit,
     Fault::HoldTurn,
+    Fault::RestoreSnapshot,
+    Fault::Restart,
 ];
 
 /// For readers who join slow loads, name no tags, or share a key with another type: what happens
@@ -196,7 +198,8 @@ async fn k16_the_checker_notices_that_sql_is_not_awaited() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k16_the_checker_notices_that_a_rollback_of_sql_is_ignored() {
-    must_be_caught(Break::Rollback, &[Fault::RollBackSql]).await;
+    let faults = [Fault::RollBackUnseen, Fault::RollBackSql];
+    must_be_caught(Break::Rollback, &faults).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
