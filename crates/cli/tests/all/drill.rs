@@ -14,7 +14,7 @@ fn written(folder: &std::path::Path) -> serde_json::Value {
 const SHORT: &str = "
 name = 'short-crash'
 about = 'Redis is killed for a moment.'
-phases = { warm_up = '500ms', baseline = '1s', fault = '1s', recovery = '2s', recovered = '2s' }
+phases = { warm_up = '200ms', baseline = '500ms', fault = '500ms', recovery = '1500ms', recovered = '1500ms' }
 [load]
 rate = 100
 keys = 100

@@ -12,19 +12,19 @@ use tokio::time::Instant;
 
 use crate::program::{Lines, PATIENCE, finish, is_running, run, signal, steadfast, wait};
 
-/// Each phase is long enough to be told of, and something is broken in the one that is for that:
-/// two things, in two ways.
+/// Each phase is long enough to be told of, the last also to be ended in, and something is broken
+/// in the one that is for that: two things, in two ways.
 const SCENARIO: &str = "
 name = 'ended'
 about = 'Something is broken, and the drill is ended from outside.'
-phases = { warm_up = '2s', baseline = '2s', fault = '4s', recovery = '2s', recovered = '2s' }
+phases = { warm_up = '1s', baseline = '1s', fault = '2500ms', recovery = '1s', recovered = '3s' }
 load = { rate = 50, keys = 20 }
 [[steps]]
 fault = 'crash'
-for = '2s'
+for = '1s'
 [[steps]]
 fault = 'freeze'
-at = '2500ms'
+at = '1300ms'
 ";
 
 /// As the drill tells of them on standard error; the first is told of by the folders that are
@@ -51,8 +51,8 @@ async fn d6_a_drill_that_is_told_to_end_leaves_nothing_running() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_a_drill_that_crashes_or_is_killed_in_any_phase_leaves_nothing_running() {
-    ended("ABRT", "fault (freeze)", None).await;
-    ended_in_each("KILL", None).await;
+    let crashes = ended("ABRT", "fault (freeze)", None);
+    tokio::join!(crashes, ended_in_each("KILL", None));
 }
 
 /// A few at a time: most of a drill's time is waited, but each has three servers and three loads.

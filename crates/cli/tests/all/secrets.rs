@@ -208,6 +208,15 @@ impl Drop for Service {
 
 /// Everything that a caller can ask for and do wrong, with these tokens.
 async fn ask_everything(said: &Said, addr: SocketAddr, tokens: &[&str]) {
+    let askers = tokens.iter().map(|token| ask_as(said, addr, token));
+    futures_util::future::join_all(askers).await;
+}
+
+async fn ask_as(said: &Said, addr: SocketAddr, token: &str) {
+    let get = async |path: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nauthorization: Bearer {token}");
+        said.add(path, &exchange(addr, &head, "").await);
+    };
     let paths = [
         "/",
         "/health",
@@ -216,7 +225,6 @@ async fn ask_everything(said: &Said, addr: SocketAddr, tokens: &[&str]) {
         "/v1/status",
         "/v1/settings",
         "/v1/history",
-        "/v1/events",
         "/openapi.json",
         "/v1/drills",
         "/nowhere",
@@ -225,10 +233,9 @@ async fn ask_everything(said: &Said, addr: SocketAddr, tokens: &[&str]) {
         "/v1/queries/broken",
         "/v1/queries/none",
     ];
-    for token in tokens {
+    let others = async {
         for path in paths {
-            let head = format!("GET {path} HTTP/1.1\r\nauthorization: Bearer {token}");
-            said.add(path, &exchange(addr, &head, "").await);
+            get(path).await;
         }
         for body in [
             "{\"name\":\"PLANTEDidempotentbody\"}",
@@ -249,7 +256,9 @@ async fn ask_everything(said: &Said, addr: SocketAddr, tokens: &[&str]) {
             "GET /v1/queries/people?q=PLANTEDparameter HTTP/1.1\r\nauthorization: Bearer {token}"
         );
         exchange(addr, &head, "").await;
-    }
+    };
+    // What goes wrong meanwhile is told to those who listen.
+    tokio::join!(get("/v1/events"), others);
 }
 
 const QUERIES: &str = "

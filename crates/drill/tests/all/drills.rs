@@ -164,7 +164,7 @@ async fn d5_what_is_built_by_hand_falls_back_and_serves_what_was_overwritten() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_a_fault_of_the_protocol_that_meets_no_command_makes_the_drill_void() {
     let drills = [("GTE", Verdict::Void, 1), ("GET", Verdict::Passed, 0)];
-    for (command, verdict, failures) in drills {
+    let drills = drills.map(|(command, verdict, failures)| async move {
         let step = format!(
             "[[steps]]\nfault = 'resp_error'\nerror = 'ERR no'\ncommands = ['{command}']\n\
              [thresholds]\nconnection_success = '1%'\nslowest = '1m'\nfault_p99 = '1m'\nrecovery = '30s'\nfallback = '99%'\nhit_rate = '1%'\n"
@@ -182,7 +182,8 @@ async fn d1_a_fault_of_the_protocol_that_meets_no_command_makes_the_drill_void()
             "{junit}"
         );
         assert_eq!(html::render(&report).contains("Void: nothing"), void);
-    }
+    });
+    futures_util::future::join_all(drills).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -594,11 +595,14 @@ async fn d5_each_fault_of_redis_is_felt_by_the_control() {
         "timeout",
         "stall",
     ];
+    const SHORT: Duration = Duration::from_millis(200);
     // Longer than a client waits for an answer, also if the fault begins late on a busy machine.
     let long = Duration::from_secs(3);
     let drills = names.map(|name| async move {
         let mut scenario = scenario(&format!("[[steps]]\nfault = '{name}'\n"));
         (scenario.phases.fault, scenario.steps[0].lasts) = (long, long);
+        // What comes after it is not looked at.
+        (scenario.phases.recovery, scenario.phases.recovered) = (SHORT, SHORT);
         // Few calls, as each that fails may dial anew, and handshakes are work.
         scenario.load.arrivals = Arrivals::Open { rate: 30.0 };
         let report = run(&scenario, &Factory, with_control()).await.unwrap();
