@@ -17,14 +17,14 @@ use crate::program::{Lines, PATIENCE, finish, is_running, run, signal, steadfast
 const SCENARIO: &str = "
 name = 'ended'
 about = 'Something is broken, and the drill is ended from outside.'
-phases = { warm_up = '1s', baseline = '1s', fault = '2500ms', recovery = '1s', recovered = '3s' }
+phases = { warm_up = '1s', baseline = '1s', fault = '4s', recovery = '1s', recovered = '3s' }
 load = { rate = 50, keys = 20 }
 [[steps]]
 fault = 'crash'
 for = '1s'
 [[steps]]
 fault = 'freeze'
-at = '1300ms'
+at = '2s'
 ";
 
 /// As the drill tells of them on standard error; the first is told of by the folders that are

@@ -258,7 +258,7 @@ async fn t7_slots_that_move_to_and_fro_under_load_fail_no_call_and_each_incr_cou
         errors.len(),
         &errors[..errors.len().min(10)]
     );
-    assert!(moved > 100 && status.redirects > 0, "{moved}: {status:?}");
+    assert!(moved > 20 && status.redirects > 0, "{moved}: {status:?}");
     let most = 10.0 * took.as_secs_f64() + 1.0;
     assert!((status.discoveries - before) as f64 <= most, "{status:?}");
     for (key, count) in acknowledged.iter() {
