@@ -8,7 +8,8 @@ use rcgen::{
 };
 use redis::Value;
 use steadfast::{Client, ClientBuilder, ConnectionState, Tls};
-use steadfast_drill::process::{self, Redis};
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::{self, Cluster, Redis};
 
 use crate::support::{cmd, ms, until, until_down_for, values_come_back_as_they_went};
 
@@ -49,6 +50,14 @@ impl Authority {
         until: i32,
         client_certificates: bool,
     ) -> (Redis, tempfile::TempDir) {
+        let (mut tls, folder) = self.of_server(name, until);
+        tls.client_certificates = client_certificates;
+        let redis = Redis::builder().tls(tls).start().await.unwrap();
+        (redis, folder)
+    }
+
+    /// What a server of that name shows, and the folder in which it lies.
+    fn of_server(&self, name: &str, until: i32) -> (process::Tls, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let (certificate, key) = self.certify(name, until);
         let write = |file: &str, text: &str| {
@@ -60,10 +69,9 @@ impl Authority {
             cert: write("server.pem", &certificate),
             key: write("server.key", &key),
             ca: write("ca.pem", &self.pem()),
-            client_certificates,
+            client_certificates: false,
         };
-        let redis = Redis::builder().tls(tls).start().await.unwrap();
-        (redis, folder)
+        (tls, folder)
     }
 
     pub(crate) fn trusted(&self) -> Tls {
@@ -86,6 +94,45 @@ fn builder(scheme: &str, redis: &Redis) -> ClientBuilder {
 async fn refused(builder: ClientBuilder, words: &str) {
     let client = builder.connect_timeout(ms(1000)).build().unwrap();
     until_down_for(&client, words).await;
+}
+
+#[tokio::test]
+async fn t25_behind_the_announced_ips_of_a_cluster_the_certificate_has_to_carry_a_seed_s_name() {
+    let authority = Authority::new();
+    let (tls, _folder) = authority.of_server("localhost", 2999);
+    let cluster = Cluster::builder().replicas(0).tls(tls);
+    let cluster = cluster.start().await.unwrap();
+    let first = cluster.node(0).port();
+    let builder = |host: &str| {
+        let url = format!("rediss-cluster://{host}:{first}");
+        let builder = Client::builder(&url).unwrap();
+        builder.tls(authority.trusted()).deadline(ms(20_000))
+    };
+    // Nodes are announced by an IP address, which no certificate carries, in views and redirects.
+    let client = builder("localhost").connect().await.unwrap();
+    for n in 0..30 {
+        let key = format!("k{n}");
+        client.send(&cmd(&format!("SET {key} {n}"))).await.unwrap();
+        let slot = Slot::of_key(key.as_bytes()).number();
+        let from = cluster.owner(slot).await.unwrap();
+        if n < 3 {
+            cluster.migrate(slot, from, (from + 1) % 3).await.unwrap();
+            client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
+        }
+    }
+    assert!(client.status().cluster.unwrap().redirects > 0);
+    let nodes = client.status().cluster.unwrap().nodes;
+    assert!(nodes.iter().all(|node| node.answered > 0), "{nodes:?}");
+    // Where the URL names no name either, the address is what is expected, and that is said.
+    let client = builder("127.0.0.1").build().unwrap();
+    until("it says why", || {
+        let said = client.status().cluster.unwrap().error.unwrap_or_default();
+        said.contains("certificate is for another name") && said.contains("127.0.0.1")
+    })
+    .await;
+    let named = authority.trusted().server_name("localhost");
+    let client = builder("127.0.0.1").tls(named).connect().await.unwrap();
+    client.send(&cmd("SET k v")).await.unwrap();
 }
 
 #[tokio::test]
