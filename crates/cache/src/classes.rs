@@ -25,15 +25,15 @@ pub(crate) struct Class {
     /// The tags that all its values carry.
     pub(crate) tags: Box<[Vec<u8>]>,
     ttl: RwLock<Ttl>,
-    /// Opens when loads of the class run out of their own time, which is no reason to refuse those
-    /// of another.
-    late: Mutex<Breaker>,
+    /// Opens when loads of the class run out of their own time, or do not reach what they ask and
+    /// that is not the database: no reason to refuse those of another class.
+    breaker: Mutex<Breaker>,
 }
 
 impl Class {
-    /// Asks whether loads of the class end in time; if not, answers when to ask again.
+    /// Asks whether loads of the class are well; if not, answers when to ask again.
     pub(crate) fn try_load(&self) -> Result<Permit, Duration> {
-        match self.late.lock().try_acquire(clock()) {
+        match self.breaker.lock().try_acquire(clock()) {
             Ok(Admission::Now(permit) | Admission::Delay { permit, .. }) => Ok(permit),
             Err(refused) => Err(refused.retry_after),
         }
@@ -41,12 +41,12 @@ impl Class {
 
     /// Tells how that load went; `None` if it says nothing of the class.
     pub(crate) fn record(&self, permit: Permit, outcome: Option<Outcome>) {
-        let mut late = self.late.lock();
+        let mut breaker = self.breaker.lock();
         let Some(outcome) = outcome else {
-            return late.forget(permit);
+            return breaker.forget(permit);
         };
-        if let Some(change) = late.record(permit, outcome, clock()) {
-            tracing::warn!(class = %self.name, from = ?change.from, to = ?change.to, "breaker of a class whose loads run out of time");
+        if let Some(change) = breaker.record(permit, outcome, clock()) {
+            tracing::warn!(class = %self.name, from = ?change.from, to = ?change.to, "breaker of a class whose loads run out of time or do not reach what they ask");
         }
     }
 
@@ -100,7 +100,7 @@ impl Classes {
                 number,
                 queue: number.min(self.queue_of_others),
                 ttl: RwLock::new(*ttl),
-                late: Mutex::new(
+                breaker: Mutex::new(
                     Breaker::new(BreakerConfig::default(), clock())
                         .expect("the default configuration is valid"),
                 ),

@@ -1,6 +1,7 @@
 //! The reasons why the cache has no answer, and the time after which to ask again.
 
 use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,13 +106,92 @@ pub struct UnknownClass {
 ///     Ok(Some(text.parse()?)) // a ParseIntError
 /// }
 /// ```
+/// It is the caller's own error again in the end:
+///
+/// ```
+/// # use steadfast_cache::{CacheError, View};
+/// # #[derive(Debug)]
+/// # struct Forbidden;
+/// # impl std::fmt::Display for Forbidden {
+/// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("no") }
+/// # }
+/// # impl std::error::Error for Forbidden {}
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use steadfast_cache::{Cache, Database, DatabaseOptions};
+/// # let database = Database::connect("sqlite::memory:", DatabaseOptions::default())?;
+/// # let cache = Cache::builder(database).class("user", Default::default()).build().await?;
+/// let users: View<String> = cache.view("user")?;
+/// match users.get(7, || async { Err(Forbidden)? }).await {
+///     Err(CacheError::Load(error)) if error.is::<Forbidden>() => println!("403"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// A loader that could not reach what it asked is told by its error: an `io::Error` of a
+/// connection, or an error of sqlx, at whatever depth of the [`source`](Error::source)s. Where that
+/// does not show, say it by [`LoadError::unavailable`].
 #[derive(Debug)]
-pub struct LoadError(pub(crate) Box<dyn Error + Send + Sync>);
+pub struct LoadError {
+    error: Box<dyn Error + Send + Sync>,
+    unavailable: bool,
+}
 
 // It is no error itself, so that every error can be turned into it.
 impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for LoadError {
     fn from(error: E) -> Self {
-        Self(error.into())
+        Self {
+            error: error.into(),
+            unavailable: false,
+        }
+    }
+}
+
+impl LoadError {
+    /// Says that what the loader asked is out of reach, rather than that it refused this question.
+    /// After a few such failures in a row the loads of the class are spared for a while, with
+    /// [`CacheError::Unavailable`] or a stale value in their place.
+    ///
+    /// ```no_run
+    /// # use steadfast_cache::LoadError;
+    /// # struct Reply { status: u16 }
+    /// # async fn ask() -> std::io::Result<Reply> { Ok(Reply { status: 503 }) }
+    /// async fn load() -> Result<Option<u16>, LoadError> {
+    ///     match ask().await?.status {
+    ///         404 => Ok(None),
+    ///         503 => Err(LoadError::unavailable("the service is down")),
+    ///         status => Ok(Some(status)),
+    ///     }
+    /// }
+    /// ```
+    pub fn unavailable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            error: error.into(),
+            unavailable: true,
+        }
+    }
+
+    /// Returns whether it was made by [`unavailable`](Self::unavailable).
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        self.unavailable
+    }
+
+    pub(crate) fn inner(&self) -> &(dyn Error + 'static) {
+        &*self.error
+    }
+
+    /// Returns the error that it was made of.
+    #[must_use]
+    pub fn into_inner(self) -> Box<dyn Error + Send + Sync> {
+        self.error
+    }
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Target, Ttl, Tx, View};
+//! use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Ttl, Tx, View};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,19 +45,25 @@
 //!     let values = [Param::Text("Grace".into()), Param::Int(7)];
 //!     tx.execute("UPDATE users SET name = ? WHERE id = ?", &values).await
 //! };
-//! cache.write(rename).invalidates([Target::key("user:7")]).commit().await?;
+//! cache.write(rename).invalidates([names.target(7)]).commit().await?;
 //! assert_eq!(names.get(7, load(7)).await?.value.as_deref(), Some("Grace"));
 //! # Ok(()) }
 //! ```
+//!
+//! # What it needs
+//! A [`Database`], which is a pool of sqlx, also where all loaders use another driver or ask
+//! something else: invalidations lie in it until everybody has been told. Redis may be away, or not
+//! there at all. A cache that was built without it writes no invalidations down, and other
+//! processes hear nothing of them: what they hold lives until its time is over.
 //!
 //! # Features
 //! `sqlite`, `mysql` (MariaDB too), `postgres`: the databases, none by default; SQLite is compiled
 //! from its C sources. `tls` (default): TLS towards Redis and the database, by rustls.
 //!
 //! # Versions
-//! Pools, transactions and errors of sqlx cross this interface, and the client of
-//! [`steadfast`](https://docs.rs/steadfast), so their incompatible versions are part of ours;
-//! [`sqlx`] is the one that fits. Before 1.0 a minor version may break.
+//! Pools, transactions and errors of sqlx cross this interface, and the client of [`steadfast`], so
+//! their incompatible versions are part of ours; those that fit are [`sqlx`] and [`steadfast`]
+//! here. Before 1.0 a minor version may break.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // What the databases share is used in full only where all of them are built in, as the tests build
@@ -96,6 +102,8 @@ mod under_way;
 
 /// The sqlx whose pools and transactions cross this interface.
 pub use sqlx;
+/// The client whose connection the cache uses.
+pub use steadfast;
 
 pub use steadfast_core::policy::InvalidSetting;
 

@@ -28,6 +28,7 @@ mod tx;
 mod typed;
 
 pub use error::SourceError;
+pub(crate) use error::is_passing;
 pub use lent::{Kind, Lent};
 pub use options::{DatabaseOptions, Executed};
 pub use param::{Param, ParamType};

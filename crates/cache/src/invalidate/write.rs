@@ -10,9 +10,9 @@ use crate::target::Target;
 
 /// A write that has yet to say what it invalidates; see [`Cache::write`].
 ///
-/// A write that does not say so is a warning of the compiler, and cannot be committed:
+/// A write that does not say so cannot be committed:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0599
 /// # use steadfast_cache::{Cache, SourceError, Tx};
 /// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
 /// let rename = async |tx: &mut Tx| tx.execute("UPDATE users SET name = 'Ada'", &[]).await;
@@ -27,13 +27,31 @@ use crate::target::Target;
 /// cache.write(count).invalidates_nothing().commit().await?;
 /// # Ok(()) }
 /// ```
+/// One that is dropped is a warning of the compiler:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use steadfast_cache::{Cache, Tx};
+/// # fn f(cache: Cache) {
+/// cache.write(async |tx: &mut Tx| tx.execute("UPDATE visits SET n = n + 1", &[]).await);
+/// # }
+/// ```
 #[must_use = "say what the write invalidates, then commit it"]
 pub struct Write<'a, F> {
     cache: &'a Cache,
     work: F,
 }
 
-/// A write that says what it invalidates.
+/// A write that says what it invalidates. One that is not committed is a warning of the compiler:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use steadfast_cache::{Cache, Tx};
+/// # fn f(cache: Cache) {
+/// let count = async |tx: &mut Tx| tx.execute("UPDATE visits SET n = n + 1", &[]).await;
+/// cache.write(count).invalidates_nothing();
+/// # }
+/// ```
 #[must_use = "nothing is written until `commit` is called and awaited"]
 pub struct Commit<'a, F> {
     cache: &'a Cache,
@@ -71,7 +89,25 @@ pub enum WriteError<E> {
 
 /// Invalidations that were written into a transaction which the caller commits. Call
 /// [`apply`](Self::apply) after the commit; if this is dropped instead, the same is done without
-/// waiting.
+/// waiting, and the compiler warns:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use steadfast_cache::{Cache, SourceError, Target, Tx};
+/// # async fn f(cache: Cache, mut tx: Tx) -> Result<(), SourceError> {
+/// cache.invalidate_in(&mut tx, &[Target::key("user:7")]).await?;
+/// # Ok(()) }
+/// ```
+///
+/// ```no_run
+/// #![deny(unused_must_use)]
+/// # use steadfast_cache::{Cache, SourceError, Target, Tx};
+/// # async fn f(cache: Cache, mut tx: Tx) -> Result<(), SourceError> {
+/// let invalidation = cache.invalidate_in(&mut tx, &[Target::key("user:7")]).await?;
+/// tx.commit().await?;
+/// invalidation.apply().await;
+/// # Ok(()) }
+/// ```
 #[must_use = "after the commit, call `apply`"]
 pub struct Invalidation<'a> {
     inner: &'a Inner,

@@ -1,6 +1,7 @@
 //! Asking the database for a value: by whose right, how long, and what its failing says.
 
 use std::error::Error;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::{Loading, Nested};
 use crate::guard::{self, LoadSlot, Permit, Rejection, Urgency};
 use crate::parts::Inner;
-use crate::sql::SourceError;
+use crate::sql::{SourceError, is_passing};
 
 impl Inner {
     /// Runs a loader by a permit and within its limit; answers with what it loaded and how long
@@ -53,15 +54,15 @@ impl Inner {
         let guarded = AssertUnwindSafe(guard::during(slot.clone(), work)).catch_unwind();
         let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
         let cost = clock().saturating_duration_since(began);
-        let (outcome, result) = match ended {
-            Ok(Ok(Ok(value))) => (Outcome::Success, Ok((value, cost))),
-            Ok(Ok(Err(LoadError(error)))) => {
-                let error: Arc<dyn Error + Send + Sync> = Arc::from(error);
-                (outcome_of(&*error), Err(CacheError::Load(error)))
+        let (blame, result) = match ended {
+            Ok(Ok(Ok(value))) => (Blame::Question, Ok((value, cost))),
+            Ok(Ok(Err(error))) => {
+                let blame = Blame::of(&error);
+                (blame, Err(CacheError::Load(error.into_inner().into())))
             }
             Ok(Err(panic)) => {
                 let message = message(&*panic);
-                (Outcome::Success, Err(CacheError::LoadPanicked { message }))
+                (Blame::Question, Err(CacheError::LoadPanicked { message }))
             }
             // That is between the class and its own limit: of the database as a whole it says
             // nothing.
@@ -72,8 +73,8 @@ impl Inner {
                 return Err(CacheError::LoadTimeout { limit });
             }
         };
-        class.record(own, Some(Outcome::Success));
-        if let Way::Permit(permit) = way {
+        class.record(own, Some(blame.of_the_class()));
+        if let (Way::Permit(permit), Some(outcome)) = (way, blame.of_the_database()) {
             permit.record(outcome);
         }
         self.stats.loaded(result.is_ok(), cost);
@@ -164,27 +165,105 @@ impl Way<'_> {
     }
 }
 
-fn outcome_of(error: &(dyn Error + Send + Sync + 'static)) -> Outcome {
-    if is_infrastructure(error) {
-        Outcome::Failure
-    } else {
-        Outcome::Success
+/// Something that a loader's error says of what it asked, rather than of the question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blame {
+    /// Nothing: it has answered.
+    Question,
+    /// The database is out of reach, or passes through trouble.
+    Database,
+    /// Something else is, of which nobody here knows what it is. Loads of other classes need not
+    /// ask it.
+    Other,
+}
+
+impl Blame {
+    fn of(error: &LoadError) -> Self {
+        if error.is_unavailable() {
+            return Self::Other;
+        }
+        let mut cause: Option<&(dyn Error + 'static)> = Some(error.inner());
+        while let Some(error) = cause {
+            let of_database = error
+                .downcast_ref::<SourceError>()
+                .map(SourceError::is_passing)
+                .or_else(|| error.downcast_ref::<sqlx::Error>().map(is_passing));
+            match of_database {
+                Some(true) => return Self::Database,
+                Some(false) => return Self::Question,
+                None => {}
+            }
+            cause = match error.downcast_ref::<io::Error>() {
+                Some(error) if is_of_a_connection(error.kind()) => return Self::Other,
+                // Its `source` would be that of the error in it.
+                Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+                None => error.source(),
+            };
+        }
+        Self::Question
+    }
+
+    /// Returns what the guard's breaker is told; `None`: nothing.
+    fn of_the_database(self) -> Option<Outcome> {
+        match self {
+            Self::Question => Some(Outcome::Success),
+            Self::Database => Some(Outcome::Failure),
+            Self::Other => None,
+        }
+    }
+
+    /// Returns what the class's own breaker is told.
+    fn of_the_class(self) -> Outcome {
+        match self {
+            Self::Question | Self::Database => Outcome::Success,
+            Self::Other => Outcome::Failure,
+        }
     }
 }
 
-/// Whether a loader's error says something about the database, rather than about the question.
-fn is_infrastructure(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    let mut error: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(cause) = error {
-        if let Some(source) = cause.downcast_ref::<SourceError>() {
-            return source.is_passing();
-        }
-        if let Some(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed) =
-            cause.downcast_ref::<sqlx::Error>()
-        {
-            return true;
-        }
-        error = cause.source();
+/// Whether nobody answered. A file that is not there is an answer.
+fn is_of_a_connection(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        kind,
+        Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::ConnectionAborted
+            | Kind::NotConnected
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown
+            | Kind::BrokenPipe
+            | Kind::TimedOut
+            | Kind::UnexpectedEof
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("a driver's own error")]
+    struct Driver(#[source] io::Error);
+
+    #[test]
+    fn k9_an_error_says_whether_it_was_the_question_the_database_or_something_else() {
+        let of = |error: LoadError| Blame::of(&error);
+        let io = |kind: io::ErrorKind| io::Error::from(kind);
+        assert_eq!(of("no such thing".into()), Blame::Question);
+        assert_eq!(of(LoadError::unavailable("503")), Blame::Other);
+        // Of sqlx, whoever called it, by the rule that holds for our own calls.
+        assert_eq!(of(sqlx::Error::PoolTimedOut.into()), Blame::Database);
+        assert_eq!(of(sqlx::Error::Tls("no".into()).into()), Blame::Database);
+        let ended = SourceError::Ended;
+        assert_eq!(of(io::Error::other(ended).into()), Blame::Database);
+        assert_eq!(of(sqlx::Error::RowNotFound.into()), Blame::Question);
+        // Of other drivers, at any depth.
+        let refused = || io(io::ErrorKind::ConnectionRefused);
+        assert_eq!(of(refused().into()), Blame::Other);
+        assert_eq!(of(Driver(refused()).into()), Blame::Other);
+        assert_eq!(of(io::Error::other(Driver(refused())).into()), Blame::Other);
+        assert_eq!(of(io(io::ErrorKind::NotFound).into()), Blame::Question);
     }
-    false
 }

@@ -117,8 +117,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.refresh(key, || async { Ok(Some(value)) }).await
     }
 
-    /// Forgets the value of `key`, in all tiers and processes, durably; see
-    /// [`Cache::invalidate`](crate::Cache::invalidate).
+    /// Removes the value of `key` from all tiers of all processes, durably, as
+    /// [`Cache::invalidate`](crate::Cache::invalidate) does: nothing is left that could be served
+    /// as stale.
     ///
     /// # Errors
     /// As [`Cache::invalidate`](crate::Cache::invalidate).
@@ -128,7 +129,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// Returns the target that a write of this key invalidates.
     pub fn target<K: Key>(&self, key: K) -> Target {
-        Target::key(&*self.name(&key))
+        Target::key(&*self.whole_name(&key))
     }
 }
 

@@ -233,7 +233,13 @@ impl<V> View<V> {
     /// A key as the cache knows it.
     #[inline]
     pub(crate) fn name<'k>(&self, key: &'k impl Key) -> KeyName<'k> {
-        key.name().behind(&self.made.prefix).bounded()
+        self.whole_name(key).bounded()
+    }
+
+    /// A key behind the view's prefix, however long it is: as a [`Target`](crate::Target) names it.
+    #[inline]
+    pub(crate) fn whole_name<'k>(&self, key: &'k impl Key) -> KeyName<'k> {
+        key.name().behind(&self.made.prefix)
     }
 
     /// The tags that every value of this name carries.

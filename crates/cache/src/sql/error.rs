@@ -87,18 +87,7 @@ impl SourceError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Ended => true,
-            Self::Sql(sqlx::Error::Database(error)) => {
-                error.code().is_some_and(|code| is_passing_code(&code))
-            }
-            Self::Sql(error) => {
-                matches!(
-                    error,
-                    sqlx::Error::Io(_)
-                        | sqlx::Error::PoolTimedOut
-                        | sqlx::Error::WorkerCrashed
-                        | sqlx::Error::Tls(_)
-                )
-            }
+            Self::Sql(error) => is_passing(error),
             _ => false,
         }
     }
@@ -114,6 +103,18 @@ impl SourceError {
         error
             .code()
             .is_some_and(|code| matches!(&*code, "25006" | "8"))
+    }
+}
+
+/// Whether an error of sqlx, whoever has called it, passes by itself.
+pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| is_passing_code(&code)),
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Tls(_) => true,
+        _ => false,
     }
 }
 

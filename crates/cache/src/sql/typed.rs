@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::{Database, Param, Row, SourceError, Tx};
+use super::{Bounds, Database, Param, Row, SourceError, Tx};
 
 impl Database {
     /// Runs a query and gives its rows as values of a type, each column as the field of its name:
@@ -60,6 +60,21 @@ impl Tx {
         params: &[Param],
     ) -> Result<Vec<T>, SourceError> {
         typed(self.select(sql, params).await?)
+    }
+
+    /// Runs such a query, and keeps only the first row, if there is one; a statement runs to its
+    /// end all the same.
+    ///
+    /// # Errors
+    /// As [`Database::select_as`].
+    pub async fn select_one_as<T: DeserializeOwned>(
+        &mut self,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Option<T>, SourceError> {
+        let first = Bounds::new(1, usize::MAX);
+        let rows = typed(self.select_within(first, sql, params).await?.rows)?;
+        Ok(rows.into_iter().next())
     }
 }
 

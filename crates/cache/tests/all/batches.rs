@@ -2,9 +2,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use steadfast_cache::{Answer, Cache, CacheError, Source, Target};
+use steadfast_cache::{Answer, Cache, CacheError, Repository, Source, SourceError, Target, Tx};
 
-use crate::site::{Loader, Site, eventually, get, invalidate_everywhere, text};
+use crate::site::{
+    Loader, Site, all_is_applied, eventually, execute, get, invalidate_everywhere, text,
+};
 
 async fn tagged(cache: &Cache, key: &str, tags: &[&str], loader: &Loader) -> Answer<String> {
     let loader = loader.clone();
@@ -157,6 +159,21 @@ async fn k11_a_reader_who_names_a_tag_takes_no_value_without_it() {
     assert_eq!(answer.source, Source::Database);
 }
 
+/// Keeps nothing.
+struct Nowhere;
+
+impl Repository<String> for Nowhere {
+    type Error = SourceError;
+
+    async fn read(&self, _: Vec<u8>) -> Result<Option<String>, SourceError> {
+        Ok(None)
+    }
+
+    async fn write(&self, _: &mut Tx, _: &[u8], _: &String) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn k11_keys_and_tags_of_any_length_govern_every_tier_and_are_carried_short() {
     let site = Site::start().await;
@@ -170,26 +187,41 @@ async fn k11_keys_and_tags_of_any_length_govern_every_tier_and_are_carried_short
         let read = view.read(&key).tag(&tag);
         read.get(move || loader.counting()).await.unwrap().source
     };
-    for target in [
+    let there = text(&second, "user").prefix("p:").tags_by(by_key);
+    let targets = [
         Target::key(format!("p:{key}")),
         Target::tag(&tag),
         Target::tag(format!("of {key}")),
         Target::Key(format!("p:{key}").into_bytes().into()),
-    ] {
+        there.target(&key),
+    ];
+    for way in 0..targets.len() + 3 {
         let filled = first.status().counts.fills + 1;
-        assert_eq!(read(&first).await, Source::Database);
+        assert_eq!(read(&first).await, Source::Database, "{way}");
         eventually("Redis has it", || async {
             first.status().counts.fills == filled
         })
         .await;
         assert_eq!(read(&first).await, Source::Memory);
         assert_eq!(read(&second).await, Source::Redis);
-        invalidate_everywhere(&second, &[target]).await;
+        match way.checked_sub(targets.len()) {
+            None => drop(second.invalidate(&targets[way..=way]).await.unwrap()),
+            Some(0) => drop(there.expire(&key).await.unwrap()),
+            Some(1) => {
+                let new = "new".to_owned();
+                there.put_to(&Nowhere, &key, &new).await.unwrap();
+            }
+            Some(_) => {
+                let (statements, invalidation) =
+                    second.invalidation(&[there.target(&key)]).await.unwrap();
+                execute(&site.database, statements).await;
+                invalidation.apply().await;
+            }
+        }
+        all_is_applied(&second).await;
         eventually("the other process has forgotten it", || async {
-            text(&first, "user")
-                .peek(format!("p:{key}"))
-                .await
-                .is_none()
+            let held = text(&first, "user").peek(format!("p:{key}")).await;
+            held.is_none()
         })
         .await;
     }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use steadfast::Client;
 use steadfast_cache::{
-    CacheError, ClassGuard, Database, DatabaseOptions, GuardOptions, Source, StaleReason,
+    CacheError, ClassGuard, Database, DatabaseOptions, GuardOptions, LoadError, Source, StaleReason,
 };
 use steadfast_drill::fault::Direction;
 use steadfast_drill::proxy::Proxy;
@@ -427,4 +427,31 @@ async fn k9_a_class_with_bounds_of_its_own_leaves_room_for_the_others() {
     assert!(busy.await.unwrap().is_ok());
     let second = get(&cache, "second", "report", &Loader::default()).await;
     assert_eq!(second.unwrap().source, Source::Database);
+}
+
+/// As with a service, or a database that sqlx does not know.
+#[tokio::test]
+async fn k9_a_class_that_does_not_reach_what_it_asks_is_spared_and_no_other_pays_for_it() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let refused = || LoadError::from(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+    for (class, error) in [
+        ("user", refused as fn() -> LoadError),
+        ("strict", || LoadError::unavailable("503")),
+    ] {
+        let view = text(&cache, class);
+        let mut failed = 0;
+        for n in 0.. {
+            match view.get(n, move || async move { Err(error()) }).await {
+                Err(CacheError::Load(_)) => failed += 1,
+                Err(CacheError::Unavailable { .. }) => break,
+                other => panic!("{other:?}"),
+            }
+            assert!(n < 1000, "it is asked again and again");
+        }
+        assert!(failed >= 5, "{failed}");
+        let other = text(&cache, "brief");
+        assert!(other.get(class, || async { Ok(None) }).await.is_ok());
+        assert!(!cache.status().guard.open);
+    }
 }

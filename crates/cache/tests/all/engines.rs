@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions};
 use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Pool, Source, Target, Tx};
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -23,6 +23,34 @@ async fn cache(database: &Database, redis: &Redis) -> Cache {
     plain(database).redis(client).build().await.unwrap()
 }
 
+macro_rules! in_a_transaction_of_ones_own {
+    ($pool:ident, $cache:ident) => {{
+        let mut tx = $pool.begin().await.unwrap();
+        let change = sqlx::query("UPDATE items SET version = 2");
+        change.execute(&mut *tx).await.unwrap();
+        let targets = [Target::key("item:7")];
+        let invalidation = $cache.invalidate_in(&mut tx, &targets).await.unwrap();
+        tx.commit().await.unwrap();
+        assert!(invalidation.apply().await);
+    }};
+}
+
+macro_rules! by_another_driver {
+    ($pool:ident, $statements:ident) => {{
+        let mut tx = $pool.begin().await.unwrap();
+        let change = sqlx::query("UPDATE items SET version = 3");
+        change.execute(&mut *tx).await.unwrap();
+        for row in $statements {
+            let row = sqlx::query(AssertSqlSafe(row.sql))
+                .bind(row.namespace)
+                .bind(row.kind)
+                .bind(row.target);
+            row.execute(&mut *tx).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+    }};
+}
+
 async fn writes_are_seen_and_survive(database: Database) {
     let redis = Redis::start().await.unwrap();
     create_table(&database).await;
@@ -38,50 +66,30 @@ async fn writes_are_seen_and_survive(database: Database) {
 
     // In the caller's own transaction of sqlx.
     match database.pool() {
-        Pool::Sqlite(pool) => {
-            let mut tx = pool.begin().await.unwrap();
-            sqlx::query("UPDATE items SET version = 2")
-                .execute(&mut *tx)
-                .await
-                .unwrap();
-            let invalidation = first
-                .invalidate_in(&mut tx, &[Target::key("item:7")])
-                .await
-                .unwrap();
-            tx.commit().await.unwrap();
-            assert!(invalidation.apply().await);
-        }
-        Pool::MySql(pool) => {
-            let mut tx = pool.begin().await.unwrap();
-            sqlx::query("UPDATE items SET version = 2")
-                .execute(&mut *tx)
-                .await
-                .unwrap();
-            let invalidation = first
-                .invalidate_in(&mut tx, &[Target::key("item:7")])
-                .await
-                .unwrap();
-            tx.commit().await.unwrap();
-            assert!(invalidation.apply().await);
-        }
-        Pool::Postgres(pool) => {
-            let mut tx = pool.begin().await.unwrap();
-            sqlx::query("UPDATE items SET version = 2")
-                .execute(&mut *tx)
-                .await
-                .unwrap();
-            let invalidation = first
-                .invalidate_in(&mut tx, &[Target::key("item:7")])
-                .await
-                .unwrap();
-            tx.commit().await.unwrap();
-            assert!(invalidation.apply().await);
-        }
+        Pool::Sqlite(pool) => in_a_transaction_of_ones_own!(pool, first),
+        Pool::MySql(pool) => in_a_transaction_of_ones_own!(pool, first),
+        Pool::Postgres(pool) => in_a_transaction_of_ones_own!(pool, first),
         _ => unreachable!(),
     }
     assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
     eventually("the other process has heard", || async {
         read_item(&second, 7).await.as_deref() == Some("2")
+    })
+    .await;
+
+    // By statements that any driver can execute.
+    let targets = [Target::key("item:7"), Target::tag("t".repeat(70_000))];
+    let (statements, invalidation) = first.invalidation(&targets).await.unwrap();
+    match database.pool() {
+        Pool::Sqlite(pool) => by_another_driver!(pool, statements),
+        Pool::MySql(pool) => by_another_driver!(pool, statements),
+        Pool::Postgres(pool) => by_another_driver!(pool, statements),
+        _ => unreachable!(),
+    }
+    assert!(invalidation.apply().await);
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("3"));
+    eventually("the other process has heard", || async {
+        read_item(&second, 7).await.as_deref() == Some("3")
     })
     .await;
 
@@ -95,7 +103,7 @@ async fn writes_are_seen_and_survive(database: Database) {
             .unwrap(),
     );
     tx.rollback().await.unwrap();
-    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("3"));
 
     // Odd bytes survive the way through the table.
     let odd = b"\xff\0\r\n {}".to_vec();
@@ -107,8 +115,8 @@ async fn writes_are_seen_and_survive(database: Database) {
 
     // A write while Redis is away is delivered when it is back.
     redis.freeze().unwrap();
-    write_item(&first, 7, 3).await;
-    assert_eq!(read_item(&first, 7).await.as_deref(), Some("3"));
+    write_item(&first, 7, 4).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("4"));
     redis.resume().unwrap();
     eventually("the outbox is drained", || async {
         database
@@ -119,7 +127,7 @@ async fn writes_are_seen_and_survive(database: Database) {
     })
     .await;
     eventually("the other process sees it", || async {
-        read_item(&second, 7).await.as_deref() == Some("3")
+        read_item(&second, 7).await.as_deref() == Some("4")
     })
     .await;
 }

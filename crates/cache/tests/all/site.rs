@@ -7,7 +7,7 @@ use std::time::Duration;
 use steadfast::Client;
 use steadfast_cache::{
     Answer, Cache, CacheBuilder, CacheError, Database, DatabaseOptions, LoadError, Param,
-    SourceError, Target, Ttl, Tx, View,
+    SourceError, Statement, Target, Ttl, Tx, View,
 };
 use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
 use steadfast_drill::process::Redis;
@@ -240,6 +240,16 @@ pub(crate) async fn invalidate_everywhere(cache: &Cache, targets: &[Target]) {
 pub(crate) async fn write_everywhere(cache: &Cache, id: i64, version: i64) {
     write_item(cache, id, version).await;
     all_is_applied(cache).await;
+}
+
+/// Executes the statements of an invalidation, as a driver would that is not ours.
+pub(crate) async fn execute(database: &Database, statements: Vec<Statement>) {
+    let mut tx = database.begin().await.unwrap();
+    for row in statements {
+        let values = [row.namespace.into(), row.kind.into(), row.target.into()];
+        tx.execute(&row.sql, &values).await.unwrap();
+    }
+    tx.commit().await.unwrap();
 }
 
 /// Waits until Redis has applied all that this process has invalidated.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_cache::{Answer, BuildError, Cache, CacheError, Source, Target, Ttl, View};
 
-use crate::site::{Loader, Site, eventually, get, plain, set_item, sqlite, text};
+use crate::site::{Loader, Site, eventually, execute, get, plain, set_item, sqlite, text};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct User {
@@ -481,12 +481,7 @@ async fn k7_an_invalidation_can_be_written_by_any_driver() {
     let loader = Loader::default();
     get(&second, "a", "user", &loader).await.unwrap();
     let (statements, invalidation) = first.invalidation(&[Target::key("a")]).await.unwrap();
-    // As a driver would that is not ours.
-    let mut tx = site.database.begin().await.unwrap();
-    for statement in &statements {
-        tx.execute(&statement.sql, &statement.params).await.unwrap();
-    }
-    tx.commit().await.unwrap();
+    execute(&site.database, statements).await;
     assert!(invalidation.apply().await);
     eventually("the other process has heard", || async {
         get(&second, "a", "user", &loader)
