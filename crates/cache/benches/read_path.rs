@@ -41,7 +41,7 @@ fn filled(tag: Option<&str>) -> (tokio::runtime::Runtime, View<Bytes>) {
             .build()
             .await
             .unwrap();
-        let view = cache.view_of_bytes("user").unwrap();
+        let view = cache.view_of_bytes("user").unwrap().prefix("");
         for key in keys() {
             let value = || async { Ok(Some(Bytes::from_static(&[b'x'; 64]))) };
             let read = view.read(&key).tags(tag.as_slice());

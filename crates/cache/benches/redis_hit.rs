@@ -122,7 +122,7 @@ async fn subjects(redis: &Redis) -> [Subject; 2] {
         .build()
         .await
         .unwrap();
-    let view = cache.view_of_bytes("user").unwrap().prefix("user:");
+    let view = cache.view_of_bytes("user").unwrap();
     let value = Bytes::from_static(&[b'x'; 64]);
     let load = || async { Ok((0..KEYS).map(|n| (n, value.clone())).collect::<Vec<_>>()) };
     while view.warm(load).await.unwrap().redis < KEYS as usize {}

@@ -48,7 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .redis(redis.clone())
         .namespace("example");
     let cache = cache.class("user", Ttl::default()).build().await?;
-    let users = cache.view("user")?.prefix("user:");
+    let users = cache.view("user")?;
 
     let app = App {
         redis: redis.clone(),

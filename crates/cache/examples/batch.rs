@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .class("user", Ttl::default())
         .build()
         .await?;
-    let users: View<User> = cache.view("user")?.prefix("user:");
+    let users: View<User> = cache.view("user")?;
     create(&database).await?;
 
     show(&users, &database, &[1, 2]).await?;

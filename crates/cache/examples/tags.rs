@@ -1,13 +1,12 @@
 //! Shows invalidation by tag: one change makes all values invalid that carry the tag, whatever
-//! their keys, and no other. The tags follow from the key, and are said once, where the view is
-//! made.
+//! their keys, and no other. The tags follow from the key, whose type says them once.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast-cache --example tags
 
 use std::error::Error;
 
 use steadfast::Client;
-use steadfast_cache::{Cache, Database, DatabaseOptions, Target, Ttl, Tx, View};
+use steadfast_cache::{Cache, Database, DatabaseOptions, Key, KeyName, Target, Ttl, Tx, View};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -19,14 +18,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .class("price", Ttl::default())
         .build()
         .await?;
-    // The price of "books/1" carries the tag "books".
-    let shelf = |key: &[u8]| key.split(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
-    let prices: View<u64> = cache.view("price")?.prefix("price:").tags_by(shelf);
+    let prices: View<u64> = cache.view("price")?;
     create(&database).await?;
 
     let shop = Shop { database, prices };
-    for product in ["books/1", "books/2", "toys/1", "books/1"] {
-        shop.show(product).await?;
+    for (shelf, number) in [("books", 1), ("books", 2), ("toys", 1), ("books", 1)] {
+        shop.show(Product { shelf, number }).await?;
     }
     let sale = async |tx: &mut Tx| {
         let sql = "UPDATE products SET price = price / 2 WHERE name LIKE 'books/%'";
@@ -37,10 +34,27 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .invalidates([Target::tag("books")])
         .commit()
         .await?;
-    for product in ["books/1", "books/2", "toys/1"] {
-        shop.show(product).await?;
+    for (shelf, number) in [("books", 1), ("books", 2), ("toys", 1)] {
+        shop.show(Product { shelf, number }).await?;
     }
     Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Product {
+    shelf: &'static str,
+    number: u32,
+}
+
+impl Key for Product {
+    fn name(&self) -> KeyName<'_> {
+        KeyName::written(format_args!("{}/{}", self.shelf, self.number))
+    }
+
+    /// The price of "books/1" carries the tag "books".
+    fn tags(&self) -> Vec<Vec<u8>> {
+        vec![self.shelf.into()]
+    }
 }
 
 struct Shop {
@@ -50,16 +64,18 @@ struct Shop {
 
 impl Shop {
     #[expect(clippy::print_stdout, reason = "an example shows what it does")]
-    async fn show(&self, product: &'static str) -> Result<(), Box<dyn Error>> {
+    async fn show(&self, product: Product) -> Result<(), Box<dyn Error>> {
         let database = self.database.clone();
+        let name = format!("{}/{}", product.shelf, product.number);
+        let asked = name.clone();
         let load = move || async move {
             let sql = "SELECT price FROM products WHERE name = ?";
-            let rows = database.select(sql, &[product.into()]).await?;
+            let rows = database.select(sql, &[asked.into()]).await?;
             Ok(rows.first().and_then(|row| row["price"].as_u64()))
         };
         let answer = self.prices.get(product, load).await?;
         let price = answer.value.unwrap_or_default();
-        println!("{product} costs {price}, by {}", answer.source.as_str());
+        println!("{name} costs {price}, by {}", answer.source.as_str());
         Ok(())
     }
 }

@@ -29,7 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .redis_limit(Duration::from_secs(1))
             .build()
     };
-    let words: View<u64> = cache().await?.view("word")?.prefix("word:");
+    let words: View<u64> = cache().await?.view("word")?;
     let warmed = words.warm(|| counts(&database)).await?;
     println!(
         "warmed: {} of {} in memory, {} in Redis",
@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("the: {}", by(&words, "the").await?);
 
     // Another process, or this one after a restart: its memory is empty.
-    let words: View<u64> = cache().await?.view("word")?.prefix("word:");
+    let words: View<u64> = cache().await?.view("word")?;
     println!("the: {}", by(&words, "the").await?);
     println!("aardvark: {}", by(&words, "aardvark").await?);
     Ok(())

@@ -58,8 +58,9 @@ impl Cache {
     }
 
     /// A view of the values of one type, kept as JSON in Redis and decoded in memory, with the
-    /// times of this class. Make it once and keep it; it is cheap to clone. A hit clones the value:
-    /// where that is dear, let `V` be an `Arc`.
+    /// times of this class, whose name stands before its keys: in the class `user` the key 7 is
+    /// `user:7`, unless the view is given another [`prefix`](View::prefix). Make it once and keep
+    /// it; it is cheap to clone. A hit clones the value: where that is dear, let `V` be an `Arc`.
     ///
     /// # Errors
     /// [`UnknownClass`], if the cache was not given the class.
@@ -71,13 +72,14 @@ impl Cache {
         Ok(View::new(self.clone(), class, Codec::json()))
     }
 
-    /// A view of bytes that the caller has encoded, kept as they are in both tiers.
+    /// A view of bytes that the caller has encoded, kept as they are in both tiers. Views of bytes
+    /// look alike: those that share a class and mean different things need different prefixes.
     ///
     /// ```no_run
     /// # use steadfast_cache::Cache;
     /// # async fn render(page: &str) -> std::io::Result<Vec<u8>> { Ok(Vec::new()) }
     /// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
-    /// let pages = cache.view_of_bytes("page")?.prefix("page:");
+    /// let pages = cache.view_of_bytes("page")?;
     /// let load = || async { Ok(Some(render("index").await?.into())) };
     /// let html = pages.get("index", load).await?.value;
     /// # Ok(()) }

@@ -4,6 +4,7 @@
 //! error of that one value, like any other.
 
 mod faithful;
+mod shape;
 
 use std::any::Any;
 use std::error::Error;
@@ -21,6 +22,8 @@ pub(crate) type CodecError = Arc<dyn Error + Send + Sync>;
 pub(crate) struct Codec<V> {
     encode: fn(&V) -> Result<Bytes, CodecError>,
     decode: fn(Vec<u8>) -> Result<V, CodecError>,
+    /// The number of the type; see [`shape`]. Zero for bytes, of which only the caller knows.
+    pub(crate) shape: u32,
 }
 
 impl<V> Clone for Codec<V> {
@@ -54,6 +57,7 @@ impl<V: Serialize + DeserializeOwned> Codec<V> {
                 Ok(Bytes::from(json))
             },
             decode: |bytes| serde_json::from_slice(&bytes).map_err(|error| Arc::new(error) as _),
+            shape: shape::of::<V>(),
         }
     }
 }
@@ -63,6 +67,7 @@ impl Codec<Bytes> {
         Self {
             encode: |value| Ok(value.clone()),
             decode: |bytes| Ok(Bytes::from(bytes)),
+            shape: 0,
         }
     }
 }

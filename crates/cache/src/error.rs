@@ -45,9 +45,11 @@ pub enum CacheError {
         /// The time after which asking again may succeed.
         retry_after: Duration,
     },
-    /// The database has been failing, or the load of this key has, several times in a row, so it is
-    /// not asked for now.
-    #[error("the database, or the load of this key, is failing; ask again in {retry_after:?}")]
+    /// The database, or what else the loads of the class ask, has been failing, or the load of this
+    /// key has, several times in a row, so it is not asked for now.
+    #[error(
+        "the database, or what else is asked, or the load of this key is failing; ask again in {retry_after:?}"
+    )]
     Unavailable {
         /// The time after which asking again may succeed.
         retry_after: Duration,

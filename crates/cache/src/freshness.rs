@@ -112,26 +112,77 @@ impl Ttl {
     }
 
     /// The life of a value loaded just now; `unit` is a random number in `0..1`.
-    pub(crate) fn lifetime(&self, absent: bool, unit: f64) -> Lifetime {
+    pub(crate) fn life(&self, absent: bool, unit: f64) -> Life {
         if absent {
-            return Lifetime {
+            return Life {
                 fresh: self.negative,
                 keep: self.negative,
+                own: false,
             };
         }
-        let fresh = self.fresh.mul_f64(1.0 - self.jitter * unit.clamp(0.0, 1.0));
-        Lifetime {
+        let fresh = self.jittered(self.fresh, unit);
+        Life {
             fresh,
             keep: fresh + self.stale,
+            own: false,
         }
+    }
+
+    /// The life of a value loaded just now that has chosen its own. A class that never serves stale
+    /// does not by a value's leave either.
+    pub(crate) fn own_life(&self, chosen: Lifetime, unit: f64) -> Life {
+        let fresh = self.jittered(chosen.fresh.min(LONGEST), unit);
+        let stale = match self.never_stale() {
+            true => Duration::ZERO,
+            false => chosen.stale.min(LONGEST),
+        };
+        Life {
+            fresh,
+            keep: fresh + stale,
+            own: true,
+        }
+    }
+
+    fn jittered(&self, fresh: Duration, unit: f64) -> Duration {
+        fresh.mul_f64(1.0 - self.jitter * unit.clamp(0.0, 1.0))
+    }
+}
+
+/// The life that a value chooses for itself; see [`View::lifetime_by`](crate::View::lifetime_by). A
+/// [`Duration`] becomes one that is fresh for so long, and never stale.
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast_cache::Lifetime;
+///
+/// let until_it_ends: Lifetime = Duration::from_secs(30).into();
+/// assert_eq!(until_it_ends.stale, Duration::ZERO);
+/// let longer = Lifetime { stale: Duration::from_secs(600), ..until_it_ends };
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// The value is served without question for this long after it was loaded. Zero, with `stale`
+    /// zero too: it is not kept at all.
+    pub fresh: Duration,
+    /// After that it is kept for this long, to be served marked as stale, unless its class never
+    /// serves stale.
+    pub stale: Duration,
+}
+
+impl From<Duration> for Lifetime {
+    fn from(fresh: Duration) -> Self {
+        let stale = Duration::ZERO;
+        Self { fresh, stale }
     }
 }
 
 /// The times for which one value is fresh and for which it is kept, both counted from its loading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lifetime {
+pub(crate) struct Life {
     pub(crate) fresh: Duration,
     pub(crate) keep: Duration,
+    /// Whether the value has chosen it, and not its class.
+    pub(crate) own: bool,
 }
 
 /// The use that may be made of a value of some age.
@@ -143,7 +194,7 @@ pub(crate) enum Freshness {
     Expired,
 }
 
-impl Lifetime {
+impl Life {
     /// No longer than a class allows: what another has loaded may live longer.
     pub(crate) fn within(self, class: &Ttl, absent: bool) -> Self {
         let (fresh, stale) = if absent {
@@ -155,6 +206,7 @@ impl Lifetime {
         Self {
             fresh,
             keep: self.keep.min(fresh + stale),
+            own: self.own,
         }
     }
 
@@ -206,7 +258,7 @@ mod tests {
             stale: 50 * MS,
             ..Ttl::default()
         }
-        .lifetime(false, 0.7);
+        .life(false, 0.7);
         assert_eq!(life.judge(99 * MS), Freshness::Fresh);
         assert_eq!(life.judge(100 * MS), Freshness::Stale);
         assert_eq!(life.judge(149 * MS), Freshness::Stale);
@@ -221,7 +273,7 @@ mod tests {
             stale: Duration::ZERO,
             ..Ttl::default()
         }
-        .lifetime(false, 0.0);
+        .life(false, 0.0);
         assert_eq!(life.judge(100 * MS), Freshness::Expired);
     }
 
@@ -231,7 +283,7 @@ mod tests {
             negative: 10 * MS,
             ..Ttl::default()
         }
-        .lifetime(true, 0.5);
+        .life(true, 0.5);
         assert_eq!(life.judge(9 * MS), Freshness::Fresh);
         assert_eq!(life.judge(10 * MS), Freshness::Expired);
     }
@@ -263,7 +315,7 @@ mod tests {
         #[test]
         fn k4_jitter_only_shortens_and_stays_within_its_share(jitter in 0.0..=1.0f64, unit in 0.0..1.0f64, fresh_ms in 1u64..10_000_000) {
             let ttl = Ttl { jitter, fresh: Duration::from_millis(fresh_ms), ..Ttl::default() };
-            let life = ttl.lifetime(false, unit);
+            let life = ttl.life(false, unit);
             prop_assert!(life.fresh <= ttl.fresh);
             prop_assert!(life.fresh.as_secs_f64() >= ttl.fresh.as_secs_f64() * (1.0 - jitter) - 1e-6);
             prop_assert_eq!(life.keep, life.fresh + ttl.stale);
@@ -271,7 +323,7 @@ mod tests {
 
         #[test]
         fn k4_what_is_certain_is_never_refreshed_early_and_what_is_not_may_be(age_ms in 0u64..1000, cost_ms in 0u64..100, beta in 0.0..4.0f64, draw in 0.0..20.0f64) {
-            let life = Lifetime { fresh: 1000 * MS, keep: 2000 * MS };
+            let life = Life { fresh: 1000 * MS, keep: 2000 * MS, own: false };
             let (age, cost) = (Duration::from_millis(age_ms), Duration::from_millis(cost_ms));
             let (certain, hair) = (life.certain(cost, beta), Duration::from_micros(1));
             if life.refresh_early(age, cost, beta, (-draw).exp()) {
@@ -285,9 +337,10 @@ mod tests {
 
     #[test]
     fn k4_early_refresh_grows_likelier_towards_the_end() {
-        let life = Lifetime {
+        let life = Life {
             fresh: 1000 * MS,
             keep: 2000 * MS,
+            own: false,
         };
         let mut rng = fastrand::Rng::with_seed(7);
         let mut share = |age| {

@@ -21,11 +21,23 @@ use smallvec::SmallVec;
 ///     fn name(&self) -> KeyName<'_> {
 ///         KeyName::written(format_args!("{}:{}", self.hall, self.row))
 ///     }
+///
+///     // What Target::tag("hall:3") invalidates: the values of all its seats.
+///     fn tags(&self) -> Vec<Vec<u8>> {
+///         vec![format!("hall:{}", self.hall).into()]
+///     }
 /// }
 /// ```
 pub trait Key {
     /// Returns its bytes. Two keys that write the same are the same.
     fn name(&self) -> KeyName<'_>;
+
+    /// Returns the tags that its value carries, beside those of the view and the class; none by
+    /// default. They must follow from its bytes. A view whose keys have tags is to be read by keys
+    /// of that type only: text with the same bytes has none.
+    fn tags(&self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
 }
 
 /// The bytes of a key, borrowed where they lie in it already.
@@ -151,6 +163,10 @@ impl<K: Key + ?Sized> Key for &K {
     #[inline]
     fn name(&self) -> KeyName<'_> {
         (**self).name()
+    }
+
+    fn tags(&self) -> Vec<Vec<u8>> {
+        (**self).tags()
     }
 }
 

@@ -25,7 +25,7 @@
 //!     .class("user", Ttl { fresh: Duration::from_secs(360), ..Ttl::default() })
 //!     .build()
 //!     .await?;
-//! let names: View<String> = cache.view("user")?.prefix("user:").tag("users");
+//! let names: View<String> = cache.view("user")?.tag("users");
 //!
 //! let load = |id: i64| {
 //!     let database = database.clone();
@@ -85,6 +85,7 @@ mod flight;
 mod freshness;
 mod guard;
 mod invalidate;
+pub mod iso8601;
 mod key;
 mod monotonic;
 mod outbox;
@@ -110,13 +111,13 @@ pub use steadfast_core::policy::InvalidSetting;
 pub use answer::{Answer, Source, StaleReason};
 pub use builder::CacheBuilder;
 pub use error::{BuildError, CacheError, LoadError, UnknownClass};
-pub use freshness::Ttl;
+pub use freshness::{Lifetime, Ttl};
 pub use guard::{ClassBound, ClassGuard, GuardOptions, GuardStatus};
 pub use invalidate::{Commit, Invalidation, Statement, Write, WriteError, Written};
 pub use key::{Key, KeyName};
 pub use outbox::Transactional;
 pub use parts::Cache;
-pub use read::{Read, ReadMany, View, Warmed};
+pub use read::{Put, Read, ReadMany, View, Warmed};
 pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]
 #[doc(hidden)]
@@ -136,14 +137,15 @@ pub mod measured {
     use std::borrow::Cow;
     use std::time::Duration;
 
-    use crate::freshness::Lifetime;
+    use crate::freshness::Life;
     use crate::tier::redis::envelope::Envelope;
 
     /// Encodes a value.
     pub fn seal(payload: &[u8], compress_above: usize) -> Vec<u8> {
-        let life = Lifetime {
+        let life = Life {
             fresh: Duration::from_secs(1),
             keep: Duration::from_secs(2),
+            own: false,
         };
         let payload = Some(Cow::Borrowed(payload));
         Envelope {

@@ -5,11 +5,13 @@ pub(crate) mod database;
 pub(crate) mod ending;
 pub(crate) mod keep;
 pub(crate) mod load;
+pub(crate) mod put;
 pub(crate) mod single;
 pub(crate) mod view;
 pub(crate) mod warm;
 
 pub use batch::ReadMany;
+pub use put::Put;
 pub use single::Read;
 pub use view::View;
 pub use warm::Warmed;

@@ -182,7 +182,7 @@ fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
 ) -> BatchSlot<V> {
     let (name, cache, moment) = (view.name(key), view.core(), now.into());
     let named: Vec<&[u8]> = tags.iter().map(Vec::as_slice).collect();
-    let held = view.held(&name, &named);
+    let held = view.held(key, &name, &named);
     let entry = held.as_ref().map(|held| held.loaded.entry.clone());
     if let Some(entry) = &entry
         && view.is_fresh(entry, ttl, moment)
@@ -190,7 +190,7 @@ fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     {
         return BatchSlot::Hit(answer);
     }
-    let mut all = view.tags_of(&name);
+    let mut all = view.tags_of(key, &name);
     add_tags(&mut all, named.into_iter());
     let mut job = Job::new(view, all, entry);
     let held = held.filter(|held| view.may_serve_stale(held, ttl, moment));
@@ -388,7 +388,7 @@ mod tests {
         let (ttl, mut led) = (users.ttl(), Vec::new());
         let mut board = || take_slot(&users, &"a", &[], &ttl, clock(), &mut led);
         let first = board();
-        cache.inner.generations.bump_key(b"a");
+        cache.inner.generations.bump_key(b"user:a");
         let second = board();
         assert_eq!(led.len(), 2, "both lead");
         let load = |keys: Vec<&'static str>| async {

@@ -183,7 +183,16 @@ impl Blame {
             return Self::Other;
         }
         let mut cause: Option<&(dyn Error + 'static)> = Some(error.inner());
+        let mut other = Self::Other;
         while let Some(error) = cause {
+            if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+                cause = Some(&**shared);
+                continue;
+            }
+            // A read within the load has failed: that is told to the class of that read.
+            if error.is::<CacheError>() {
+                other = Self::Question;
+            }
             let of_database = error
                 .downcast_ref::<SourceError>()
                 .map(SourceError::is_passing)
@@ -194,7 +203,7 @@ impl Blame {
                 None => {}
             }
             cause = match error.downcast_ref::<io::Error>() {
-                Some(error) if is_of_a_connection(error.kind()) => return Self::Other,
+                Some(error) if is_of_a_connection(error.kind()) => return other,
                 // Its `source` would be that of the error in it.
                 Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
                 None => error.source(),
@@ -265,5 +274,9 @@ mod tests {
         assert_eq!(of(Driver(refused()).into()), Blame::Other);
         assert_eq!(of(io::Error::other(Driver(refused())).into()), Blame::Other);
         assert_eq!(of(io(io::ErrorKind::NotFound).into()), Blame::Question);
+        // Of a read within the load.
+        let nested = |error: Arc<dyn Error + Send + Sync>| of(CacheError::Load(error).into());
+        assert_eq!(nested(Arc::new(SourceError::Ended)), Blame::Database);
+        assert_eq!(nested(Arc::new(Driver(refused()))), Blame::Question);
     }
 }

@@ -9,7 +9,7 @@ use super::load::Job;
 use crate::answer::Source;
 use crate::clock::clock;
 use crate::flight::{Leader, Loaded};
-use crate::freshness::Lifetime;
+use crate::freshness::Life;
 use crate::tier::entry::{Entry, Times};
 use crate::tier::redis::{Fill, Lease};
 
@@ -47,6 +47,9 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         };
         let governed = (snapshot, Arc::from(self.tags.as_slice()));
         let entry = Entry::new(leader.key(), value, times, governed, view.label(), length);
+        if let Some(redis) = cache.redis.as_ref().filter(|_| life.own) {
+            redis.outlast(life.keep);
+        }
         let keep = can_be_kept && length <= cache.value_max && !life.keep.is_zero();
         if keep {
             cache.memory.insert(&entry, snapshot, &cache.generations);
@@ -73,7 +76,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
 pub(crate) struct Stored {
     lease: Lease,
     encoded: Option<Bytes>,
-    life: Lifetime,
+    life: Life,
     cost: Duration,
     type_version: u32,
     loaded_at: Instant,

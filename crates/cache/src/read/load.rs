@@ -447,11 +447,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         let now = Monotonic::now();
         let times = Times {
             loaded_at: asked.minus(stored.age.into()),
-            // It may have been loaded by another class.
-            life: match cache.sabotage.class_ignored {
-                false => stored.life.within(&self.ttl, value.is_none()),
-                true => stored.life,
-            },
+            life: view.stored_life(&self.ttl, stored.life, value.is_none()),
             cost: stored.cost,
             early_refresh: self.ttl.early_refresh,
         };

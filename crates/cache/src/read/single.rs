@@ -43,7 +43,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        if let Some(answer) = self.glance(&self.name(&key), &[]) {
+        if let Some(answer) = self.glance(&key, &self.name(&key), &[]) {
             return Ok(answer);
         }
         // In a box, so that the future of a hit, which nearly all of them are, is small.
@@ -66,24 +66,26 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// }
     /// // From the database, whatever is held.
     /// users.refresh(7, || async { Ok(load_user(7).await?) }).await?;
-    /// users.put(8, "Grace".to_owned()).await?; // by who knows the value
+    /// users.put(8, "Grace".to_owned()).await; // by who knows the value
     /// users.expire(7).await?; // for everybody
     /// # Ok(()) }
     /// ```
     pub async fn peek<K: Key>(&self, key: K) -> Option<Answer<V>> {
         let name = self.name(&key);
-        if let Some(answer) = self.glance(&name, &[]) {
+        if let Some(answer) = self.glance(&key, &name, &[]) {
             return Some(answer);
         }
         let (ttl, now) = (self.ttl(), Monotonic::now());
-        let held = self.held::<&[u8]>(&name, &[]).map(|held| held.loaded.entry);
+        let held = self
+            .held::<&[u8]>(&key, &name, &[])
+            .map(|held| held.loaded.entry);
         if let Some(entry) = held
             .as_ref()
             .filter(|entry| self.is_fresh(entry, &ttl, now))
         {
             return self.hit(entry, entry.age(now));
         }
-        let tags = self.tags_of(&name);
+        let tags = self.tags_of(&key, &name);
         let (leader, _) =
             self.core()
                 .flights
@@ -105,16 +107,6 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
         Box::pin(self.read(key).get_anew(load)).await
-    }
-
-    /// Stores a value that the caller knows to be that of `key` now, as if it had just been loaded,
-    /// and answers with it. What was read *before* an invalidation would overtake it: where another
-    /// may change the value meanwhile, [`get`](Self::get) it instead, which cannot.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get).
-    pub async fn put<K: Key>(&self, key: K, value: V) -> Result<Answer<V>, CacheError> {
-        self.refresh(key, || async { Ok(Some(value)) }).await
     }
 
     /// Removes the value of `key` from all tiers of all processes, durably, as
@@ -197,7 +189,10 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        if let Some(answer) = self.view.glance(&self.view.name(&self.key), &self.tags) {
+        if let Some(answer) = self
+            .view
+            .glance(&self.key, &self.view.name(&self.key), &self.tags)
+        {
             return Ok(answer);
         }
         Box::pin(self.get_otherwise(load)).await
@@ -248,7 +243,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     {
         let (view, began) = (self.view, clock());
         let (name, ttl, now) = (view.name(&self.key), view.ttl(), began.into());
-        let held = view.held(&name, &self.tags);
+        let held = view.held(&self.key, &name, &self.tags);
         let entry = held.as_ref().map(|held| held.loaded.entry.clone());
         let mut job = Job::new(view, self.all_tags(&name), entry.clone());
         if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
@@ -300,7 +295,9 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     {
         let (view, began) = (self.view, clock());
         let name = view.name(&self.key);
-        let held = view.held(&name, &self.tags).map(|held| held.loaded.entry);
+        let held = view
+            .held(&self.key, &name, &self.tags)
+            .map(|held| held.loaded.entry);
         let mut job = Job::new(view, self.all_tags(&name), held);
         (job.held, job.anew) = (None, true);
         if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
@@ -318,7 +315,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     }
 
     fn all_tags(&self, name: &KeyName<'_>) -> Vec<Vec<u8>> {
-        let mut tags = self.view.tags_of(name);
+        let mut tags = self.view.tags_of(&self.key, name);
         load::add_tags(&mut tags, self.tags.iter().map(AsRef::as_ref));
         tags
     }

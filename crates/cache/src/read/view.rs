@@ -9,13 +9,12 @@ use std::any::TypeId;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::answer::{Answer, Source};
 use crate::classes::Class;
 use crate::codec::Codec;
 use crate::flight::{Cargo, Fallback, Loaded};
-use crate::freshness::{Freshness, Lifetime, Ttl};
+use crate::freshness::{Freshness, Life, Lifetime, Ttl};
 use crate::key::{Key, KeyName, bounded};
 use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::{Cache, Inner};
@@ -30,7 +29,7 @@ use crate::tier::entry::{Entry, Label};
 /// # struct User { name: String }
 /// # async fn load_user(id: u64) -> std::io::Result<Option<User>> { Ok(None) }
 /// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
-/// let users: View<User> = cache.view("user")?.prefix("user:").tag("users");
+/// let users: View<User> = cache.view("user")?.tag("users");
 ///
 /// let user = users.get(7, || async { Ok(load_user(7).await?) }).await?.value;
 /// # Ok(()) }
@@ -39,8 +38,11 @@ use crate::tier::entry::{Entry, Label};
 /// A key or a tag may be of any length; one of more than 512 bytes is known, in Redis and in the
 /// outbox, by its beginning and a hash of it.
 ///
-/// Keys are those of the whole cache: two views of different types should not share one, so give
-/// each type a [`prefix`](Self::prefix).
+/// Keys are those of the whole cache, so each view writes its own behind a prefix, which is the name
+/// of its class unless it is given [another](Self::prefix). Two views that share a class and mean
+/// different things need one each. That they are of different types is noticed, if serde has
+/// different names for these: then each takes the other's values for missing. Two kinds of text
+/// look alike.
 pub struct View<V> {
     made: Arc<Made<V>>,
 }
@@ -54,14 +56,14 @@ struct Made<V> {
     version: u32,
     tags: Vec<Vec<u8>>,
     tags_by: Option<TagsBy>,
-    fresh_for: Option<FreshFor<V>>,
+    lifetime_by: Option<LifetimeBy<V>>,
     codec: Codec<V>,
     /// Whether it was told that a value cannot be kept.
     told: AtomicBool,
 }
 
 type TagsBy = Arc<dyn Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync>;
-type FreshFor<V> = Arc<dyn Fn(&V) -> Duration + Send + Sync>;
+type LifetimeBy<V> = Arc<dyn Fn(&V) -> Lifetime + Send + Sync>;
 
 impl<V> Clone for View<V> {
     fn clone(&self) -> Self {
@@ -81,7 +83,7 @@ impl<V> Clone for Made<V> {
             version: self.version,
             tags: self.tags.clone(),
             tags_by: self.tags_by.clone(),
-            fresh_for: self.fresh_for.clone(),
+            lifetime_by: self.lifetime_by.clone(),
             codec: self.codec,
             told: AtomicBool::new(false),
         }
@@ -104,12 +106,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let made = Made {
             cache,
             number,
-            prefix: Box::default(),
+            prefix: [class.name.as_bytes(), b":"].concat().into(),
             version: 0,
             tags: class.tags.to_vec(),
             class,
             tags_by: None,
-            fresh_for: None,
+            lifetime_by: None,
             codec,
             told: AtomicBool::new(false),
         };
@@ -126,8 +128,23 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self
     }
 
-    /// All keys are written behind this. `users.get(7, …)` with the prefix `user:` is the key
-    /// `user:7` to everybody else, as in [`Target::key("user:7")`](crate::Target::key).
+    /// All keys are written behind this, rather than behind the name of the class and a colon.
+    /// `users.get(7, …)` in the class `user` is the key `user:7` to everybody else, as in
+    /// [`Target::key("user:7")`](crate::Target::key). With the prefix `""` keys are written as they
+    /// are.
+    ///
+    /// ```
+    /// # use steadfast_cache::{Cache, Database, DatabaseOptions, Target, View};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let database = Database::connect("sqlite::memory:", DatabaseOptions::default())?;
+    /// # let cache = Cache::builder(database).class("user", Default::default()).build().await?;
+    /// let names: View<String> = cache.view("user")?;
+    /// let mails: View<String> = cache.view("user")?.prefix("mail:");
+    /// assert_eq!(names.target(7), Target::key("user:7"));
+    /// assert_eq!(mails.target(7), Target::key("mail:7"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn prefix(self, prefix: impl AsRef<[u8]>) -> Self {
         self.but(|made| made.prefix = prefix.as_ref().into())
@@ -143,7 +160,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// # struct User { name: String, born: u16 }
     /// # fn f(cache: &Cache) -> Result<(), Box<dyn std::error::Error>> {
     /// // Version 2: since there is `born`.
-    /// let users: View<User> = cache.view("user")?.prefix("user:").version(2);
+    /// let users: View<User> = cache.view("user")?.version(2);
     /// # Ok(()) }
     /// ```
     #[must_use]
@@ -179,22 +196,36 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.but(|made| made.tags_by = Some(Arc::new(by)))
     }
 
-    /// Lets a value say how long it is fresh, as a token does that expires. The class's
-    /// [`fresh`](Ttl::fresh) stays the most that it may be; jitter shortens either.
+    /// Lets a value choose its own life, shorter or longer than that of its class, as a token does
+    /// that expires. It is counted from the load. A
+    /// [`Duration`](std::time::Duration) is the time for which the value is fresh, and then it is
+    /// gone: it is not served as stale, which a [`Lifetime`] can allow. Jitter shortens either. A class that never serves stale does not do so for such a value.
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use steadfast_cache::{Cache, View};
+    /// # use steadfast_cache::{Cache, Lifetime, View};
     /// # #[derive(Clone, serde::Serialize, serde::Deserialize)]
     /// # struct Token { text: String, seconds: u64 }
+    /// # #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Article { text: String, is_archived: bool }
     /// # fn f(cache: &Cache) -> Result<(), Box<dyn std::error::Error>> {
     /// let tokens: View<Token> = cache.view("token")?;
-    /// let tokens = tokens.fresh_for(|token| Duration::from_secs(token.seconds / 2));
+    /// let tokens = tokens.lifetime_by(|token| Duration::from_secs(token.seconds));
+    ///
+    /// let articles: View<Article> = cache.view("article")?;
+    /// let articles = articles.lifetime_by(|article| Lifetime {
+    ///     fresh: Duration::from_secs(if article.is_archived { 86_400 } else { 60 }),
+    ///     stale: Duration::from_secs(3600),
+    /// });
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn fresh_for(self, fresh: impl Fn(&V) -> Duration + Send + Sync + 'static) -> Self {
-        self.but(|made| made.fresh_for = Some(Arc::new(fresh)))
+    pub fn lifetime_by<L: Into<Lifetime>>(
+        self,
+        lifetime: impl Fn(&V) -> L + Send + Sync + 'static,
+    ) -> Self {
+        let by = move |value: &V| lifetime(value).into();
+        self.but(|made| made.lifetime_by = Some(Arc::new(by)))
     }
 }
 
@@ -226,8 +257,13 @@ impl<V> View<V> {
         Label {
             view: self.made.number,
             class: self.made.class.number,
-            version: self.made.version,
+            version: self.stamp(),
         }
+    }
+
+    /// The version of the type, and which it is: what is stamped otherwise is not for this view.
+    fn stamp(&self) -> u32 {
+        self.made.version ^ self.made.codec.shape
     }
 
     /// A key as the cache knows it.
@@ -242,10 +278,11 @@ impl<V> View<V> {
         key.name().behind(&self.made.prefix)
     }
 
-    /// The tags that every value of this name carries.
-    pub(crate) fn tags_of(&self, name: &KeyName<'_>) -> Vec<Vec<u8>> {
+    /// The tags that the value of this key carries, which is called so.
+    pub(crate) fn tags_of(&self, key: &impl Key, name: &KeyName<'_>) -> Vec<Vec<u8>> {
         let made = &*self.made;
         let mut tags = made.tags.clone();
+        tags.extend(key.tags().iter().map(|tag| bounded(tag).into_owned()));
         if let Some(by) = &made.tags_by {
             let key = name.whole().get(made.prefix.len()..).unwrap_or_default();
             tags.extend(by(key).iter().map(|tag| bounded(tag).into_owned()));
@@ -254,11 +291,28 @@ impl<V> View<V> {
     }
 
     /// The times of a value that has just been loaded.
-    pub(crate) fn life(&self, ttl: &Ttl, value: Option<&V>) -> Lifetime {
-        let own = value.zip(self.made.fresh_for.as_ref());
-        let fresh = own.map_or(ttl.fresh, |(value, fresh)| fresh(value).min(ttl.fresh));
-        let ttl = Ttl { fresh, ..*ttl };
-        ttl.lifetime(value.is_none(), self.core().draw())
+    pub(crate) fn life(&self, ttl: &Ttl, value: Option<&V>) -> Life {
+        let unit = self.core().draw();
+        match value.zip(self.made.lifetime_by.as_ref()) {
+            Some((value, by)) => ttl.own_life(by(value), unit),
+            None => ttl.life(value.is_none(), unit),
+        }
+    }
+
+    /// The times of a value from Redis. It may have been loaded by another class, whose times are
+    /// not ours; those that a value has chosen for itself are.
+    pub(crate) fn stored_life(&self, ttl: &Ttl, stored: Life, absent: bool) -> Life {
+        if self.core().sabotage.class_ignored {
+            return stored;
+        }
+        match stored.own && self.made.lifetime_by.is_some() {
+            true if ttl.never_stale() => Life {
+                keep: stored.fresh,
+                ..stored
+            },
+            true => stored,
+            false => stored.within(ttl, absent),
+        }
     }
 }
 
@@ -274,34 +328,39 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from
     /// its end. Whatever else there is to say of the key is left to a longer look.
     #[inline]
-    pub(super) fn glance(&self, name: &KeyName<'_>, tags: &[Cow<'_, [u8]>]) -> Option<Answer<V>> {
+    pub(super) fn glance(
+        &self,
+        key: &impl Key,
+        name: &KeyName<'_>,
+        tags: &[Cow<'_, [u8]>],
+    ) -> Option<Answer<V>> {
         let cache = self.core();
         let now = Monotonic::now();
         let entry = cache.memory.get(name, tags, &cache.generations)?;
         let age = entry.age(now);
         let good = entry.is_certain_at(age)
             && cache.is_current(&entry, now)
-            && (entry.view() == self.made.number || self.accepts(name, &entry, age));
+            && (entry.view() == self.made.number || self.accepts(key, name, &entry, age));
         if good { self.hit(&entry, age) } else { None }
     }
 
     /// Whether what another view has stored answers this one, at this age.
     #[cold]
-    fn accepts(&self, name: &KeyName<'_>, entry: &Entry, age: NanoSpan) -> bool {
-        self.can_read(name, entry)
+    fn accepts(&self, key: &impl Key, name: &KeyName<'_>, entry: &Entry, age: NanoSpan) -> bool {
+        self.can_read(key, name, entry)
             && self.life_of(entry, &self.ttl()).judge(age.into()) == Freshness::Fresh
     }
 
-    pub(crate) fn can_read(&self, name: &KeyName<'_>, entry: &Entry) -> bool {
+    pub(crate) fn can_read(&self, key: &impl Key, name: &KeyName<'_>, entry: &Entry) -> bool {
         let made = &*self.made;
         entry.view() == made.number
             || entry.value::<V>().is_some()
-                && entry.version() == made.version
-                && entry.carries(&self.tags_of(name), &made.cache.inner.generations)
+                && entry.version() == self.stamp()
+                && entry.carries(&self.tags_of(key, name), &made.cache.inner.generations)
     }
 
     /// The life of an entry, by this view's class.
-    pub(crate) fn life_of(&self, entry: &Entry, ttl: &Ttl) -> Lifetime {
+    pub(crate) fn life_of(&self, entry: &Entry, ttl: &Ttl) -> Life {
         if entry.class() == self.made.class.number || self.core().sabotage.class_ignored {
             return entry.life();
         }
@@ -310,12 +369,17 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// Returns the value in memory, fresh or not, if this view can read it.
-    pub(crate) fn held<T: AsRef<[u8]>>(&self, name: &KeyName<'_>, tags: &[T]) -> Option<Fallback> {
+    pub(crate) fn held<T: AsRef<[u8]>>(
+        &self,
+        key: &impl Key,
+        name: &KeyName<'_>,
+        tags: &[T],
+    ) -> Option<Fallback> {
         let cache = self.core();
         // Before the look: whatever invalidates the key from now on shows in it.
         let then = cache.generations.snapshot(name, tags);
         let entry = cache.memory.get(name, tags, &cache.generations)?;
-        let readable = self.can_read(name, &entry);
+        let readable = self.can_read(key, name, &entry);
         let source = Source::Memory;
         let loaded = Loaded { entry, source };
         readable.then_some(Fallback { loaded, then })

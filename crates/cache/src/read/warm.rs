@@ -13,7 +13,7 @@ use super::view::View;
 use crate::clock::clock;
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::freshness::Lifetime;
+use crate::freshness::Life;
 use crate::guard::Urgency;
 use crate::key::Key;
 use crate::parts::Inner;
@@ -91,9 +91,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 cache.stats.not_stored.add(1);
                 continue;
             }
-            let tags = self.tags_of(&name);
+            let tags = self.tags_of(&key, &name);
             let snapshot = cache.generations.narrow(&whole, &name, &tags);
             let life = self.life(&ttl, Some(&value));
+            if life.keep.is_zero() {
+                continue;
+            }
             let times = Times {
                 loaded_at: began.into(),
                 life,
@@ -125,7 +128,7 @@ struct Warm {
     name: Vec<u8>,
     tags: Vec<Vec<u8>>,
     bytes: Bytes,
-    life: Lifetime,
+    life: Life,
 }
 
 impl Inner {

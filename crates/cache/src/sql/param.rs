@@ -1,8 +1,14 @@
 //! Values for placeholders, and how each database is handed them.
 
+use std::borrow::Cow;
+use std::num::TryFromIntError;
+
 use serde_json::Value;
 use sqlx::types::time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 use sqlx::types::{BigDecimal, Uuid};
+
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+use crate::iso8601;
 
 /// A value bound to a placeholder: `?` in SQLite and MySQL, `$1` in PostgreSQL. Never spliced into
 /// the text. Rust's own values become one by `into`, an `Option` among them:
@@ -11,6 +17,15 @@ use sqlx::types::{BigDecimal, Uuid};
 /// # use steadfast_cache::{Param, ParamType};
 /// let params: [Param; 3] = ["Ada".into(), 7.into(), None::<f64>.into()];
 /// assert_eq!(params[2], Param::NullOf(ParamType::Float));
+/// ```
+///
+/// A database's whole numbers are signed, so a `u64` or a `usize` may not be one:
+///
+/// ```
+/// # use steadfast_cache::Param;
+/// # fn f(id: u64) -> Result<(), std::num::TryFromIntError> {
+/// let id: Param = id.try_into()?;
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -57,6 +72,14 @@ pub enum Param {
     Texts(Vec<String>),
     /// UUIDs; as text in MySQL's and SQLite's JSON.
     Uuids(Vec<Uuid>),
+    /// Dates; as text in MySQL's and SQLite's JSON, as the two below.
+    Dates(Vec<Date>),
+    /// Points in time.
+    Timestamps(Vec<OffsetDateTime>),
+    /// Exact decimal numbers.
+    Decimals(Vec<BigDecimal>),
+    /// JSON documents.
+    Jsons(Vec<Value>),
 }
 
 /// The type of a [`Param`], for a NULL that has one.
@@ -97,6 +120,14 @@ pub enum ParamType {
     Texts,
     /// [`Param::Uuids`].
     Uuids,
+    /// [`Param::Dates`].
+    Dates,
+    /// [`Param::Timestamps`].
+    Timestamps,
+    /// [`Param::Decimals`].
+    Decimals,
+    /// [`Param::Jsons`].
+    Jsons,
 }
 
 macro_rules! from {
@@ -119,8 +150,44 @@ from!(
     bool => Bool, i8 => Int, i16 => Int, i32 => Int, i64 => Int, u8 => Int, u16 => Int, u32 => Int, f32 => Float, f64 => Float,
     &str => Text, String => Text, &[u8] => Bytes, Vec<u8> => Bytes, Uuid => Uuid, Date => Date, Time => Time,
     PrimitiveDateTime => DateTime, OffsetDateTime => Timestamp, BigDecimal => Decimal, Value => Json, Vec<bool> => Bools,
-    Vec<i64> => Ints, Vec<f64> => Floats, Vec<String> => Texts, Vec<Uuid> => Uuids,
+    Vec<i64> => Ints, Vec<f64> => Floats, Vec<String> => Texts, Vec<Uuid> => Uuids, Vec<Date> => Dates,
+    Vec<OffsetDateTime> => Timestamps, Vec<BigDecimal> => Decimals, Vec<Value> => Jsons, &String => Text, Cow<'_, str> => Text,
+    &[i64] => Ints, &[f64] => Floats, &[String] => Texts, &[Uuid] => Uuids,
 );
+
+/// Lists of what is not what the variant holds.
+macro_rules! from_list_of {
+    ($($of:ty => $variant:ident),* $(,)?) => {$(
+        impl From<Vec<$of>> for Param {
+            fn from(values: Vec<$of>) -> Self {
+                Self::$variant(values.into_iter().map(Into::into).collect())
+            }
+        }
+
+        impl From<&[$of]> for Param {
+            fn from(values: &[$of]) -> Self {
+                Self::$variant(values.iter().copied().map(Into::into).collect())
+            }
+        }
+    )*};
+}
+
+from_list_of!(i16 => Ints, i32 => Ints, u32 => Ints, f32 => Floats, &str => Texts);
+
+macro_rules! try_from {
+    ($($of:ty),*) => {$(
+        /// A whole number that has to be one of the database's too.
+        impl TryFrom<$of> for Param {
+            type Error = TryFromIntError;
+
+            fn try_from(value: $of) -> Result<Self, TryFromIntError> {
+                i64::try_from(value).map(Self::Int)
+            }
+        }
+    )*};
+}
+
+try_from!(u64, i128, u128, usize, isize);
 
 /// NULL of no type in particular: what `unknown` is to PostgreSQL, which infers the type from where
 /// it stands.
@@ -204,6 +271,10 @@ of_postgres!(
     Floats Vec<f64> = "float8[]",
     Texts Vec<String> = "text[]",
     Uuids Vec<Uuid> = "uuid[]",
+    Dates Vec<Date> = "date[]",
+    Timestamps Vec<OffsetDateTime> = "timestamptz[]",
+    Decimals Vec<BigDecimal> = "numeric[]",
+    Jsons Vec<Value> = "jsonb[]",
 );
 
 /// What MySQL and SQLite take alike: a NULL of no type, and a list as JSON. They differ in
@@ -233,7 +304,11 @@ macro_rules! without_lists {
                     | Param::Ints(_)
                     | Param::Floats(_)
                     | Param::Texts(_)
-                    | Param::Uuids(_) => arguments.add(list(param)),
+                    | Param::Uuids(_)
+                    | Param::Dates(_)
+                    | Param::Timestamps(_)
+                    | Param::Decimals(_)
+                    | Param::Jsons(_) => arguments.add(list(param)),
                 }
                 .map_err(sqlx::Error::Encode)?;
             }
@@ -256,6 +331,10 @@ fn list(param: &Param) -> String {
         Param::Floats(values) => values.clone().into(),
         Param::Texts(values) => values.clone().into(),
         Param::Uuids(values) => values.iter().map(Uuid::to_string).collect(),
+        Param::Dates(values) => values.iter().map(Date::to_string).collect(),
+        Param::Timestamps(values) => values.iter().map(iso8601::text).collect(),
+        Param::Decimals(values) => values.iter().map(BigDecimal::to_plain_string).collect(),
+        Param::Jsons(values) => values.clone().into(),
         _ => Value::Null,
     };
     values.to_string()

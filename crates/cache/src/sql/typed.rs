@@ -6,11 +6,13 @@ use super::{Bounds, Database, Param, Row, SourceError, Tx};
 
 impl Database {
     /// Runs a query and gives its rows as values of a type, each column as the field of its name:
-    /// numbers, text and booleans as such, UUIDs, dates and decimals as text, which their types
-    /// read. What JSON does not have is read where it is asked for: bytes as `Vec<u8>`, `[u8; 32]`
-    /// or a type of bytes, NaN and the infinities as floating-point numbers, and the 0 and 1 that
-    /// are truth in MySQL and SQLite as `bool`; but not within a `flatten`ed or an untagged type,
-    /// which ask for nothing in particular, and get what [`select`](Self::select) gives.
+    /// numbers, text and booleans as such; UUIDs and decimals as text, which `Uuid` and
+    /// `BigDecimal` of [`sqlx::types`] read; dates and moments as text, which
+    /// [`iso8601`](crate::iso8601) reads. What JSON does not have is read where it is asked for:
+    /// bytes as `Vec<u8>`, `[u8; 32]`, a type of bytes or a `Uuid`, NaN and the infinities as
+    /// floating-point numbers, and the 0 and 1 that are truth in MySQL and SQLite as `bool`; but
+    /// not within a `flatten`ed or an untagged type, which ask for nothing in particular, and get
+    /// what [`select`](Self::select) gives.
     ///
     /// ```
     /// # use steadfast_cache::{Database, SourceError};

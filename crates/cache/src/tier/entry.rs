@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::generation::{Generations, Snapshot, TagStripes};
 use crate::answer::{Answer, Source, StaleReason};
-use crate::freshness::Lifetime;
+use crate::freshness::Life;
 use crate::monotonic::{Monotonic, NanoSpan};
 
 /// A value with all that decides whether it may be served. What a hit reads comes first, in the
@@ -54,7 +54,7 @@ pub(crate) struct Label {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) loaded_at: Monotonic,
-    pub(crate) life: Lifetime,
+    pub(crate) life: Life,
     /// The time that the load took.
     pub(crate) cost: Duration,
     /// The eagerness of early refresh, as in [`Ttl`](crate::Ttl).
@@ -138,10 +138,11 @@ impl Entry {
     }
 
     #[inline]
-    pub(crate) fn life(&self) -> Lifetime {
-        Lifetime {
+    pub(crate) fn life(&self) -> Life {
+        Life {
             fresh: self.fresh.into(),
             keep: self.keep.into(),
+            own: false,
         }
     }
 

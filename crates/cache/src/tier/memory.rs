@@ -149,7 +149,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::freshness::Lifetime;
+    use crate::freshness::Life;
     use crate::monotonic::Monotonic;
     use crate::tier::entry::{Label, Times};
 
@@ -158,9 +158,10 @@ mod tests {
     fn loaded_now() -> Times {
         Times {
             loaded_at: Monotonic::now(),
-            life: Lifetime {
+            life: Life {
                 fresh: Duration::from_secs(9),
                 keep: Duration::from_secs(9),
+                own: false,
             },
             cost: Duration::ZERO,
             early_refresh: 1.0,

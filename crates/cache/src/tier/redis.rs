@@ -37,7 +37,7 @@ use steadfast::{
     CallOptions, Client, ConnectionState, Effect, Error, PubSubControl, ReadFrom, Toward,
 };
 
-use crate::freshness::Lifetime;
+use crate::freshness::Life;
 use crate::outbox::Outbox;
 use crate::stats::Stats;
 use answer::{EpochView, HEAD, NO_SERVER, RedisResult, millis};
@@ -87,7 +87,7 @@ pub(crate) enum Lookup {
 
 /// A value as it lay in Redis, not yet decoded.
 pub(crate) struct RedisValue {
-    pub(crate) life: Lifetime,
+    pub(crate) life: Life,
     pub(crate) cost: Duration,
     pub(crate) age: Duration,
     pub(crate) type_version: u32,

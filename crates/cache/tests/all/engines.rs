@@ -31,7 +31,7 @@ macro_rules! in_a_transaction_of_ones_own {
         let targets = [Target::key("item:7")];
         let invalidation = $cache.invalidate_in(&mut tx, &targets).await.unwrap();
         tx.commit().await.unwrap();
-        assert!(invalidation.apply().await);
+        invalidation.apply().await;
     }};
 }
 
@@ -86,7 +86,7 @@ async fn writes_are_seen_and_survive(database: Database) {
         Pool::Postgres(pool) => by_another_driver!(pool, statements),
         _ => unreachable!(),
     }
-    assert!(invalidation.apply().await);
+    invalidation.apply().await;
     assert_eq!(read_item(&first, 7).await.as_deref(), Some("3"));
     eventually("the other process has heard", || async {
         read_item(&second, 7).await.as_deref() == Some("3")

@@ -1,12 +1,15 @@
 //! What is bound to a placeholder comes back as it was, from each database.
 
-use serde::Deserialize;
-use sqlx::types::time::{Date, OffsetDateTime, Time};
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sqlx::types::time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 use sqlx::types::{BigDecimal, Uuid};
-use steadfast_cache::{Database, Param, ParamType, SourceError};
+use steadfast_cache::{Database, Param, ParamType, Source, SourceError, View, iso8601};
 use steadfast_drill::process::{MariaDb, Postgres};
 
-use crate::site::{connect, patient, sqlite};
+use crate::site::{Site, connect, patient, sqlite};
 
 /// A truth that the caller has wrapped.
 #[derive(Debug, PartialEq, Deserialize)]
@@ -129,6 +132,144 @@ async fn bytes_are_read(database: &Database, param: impl Fn(u8) -> String) {
     assert!(text.contains("column text: invalid type: string"), "{text}");
 }
 
+/// Whatever a parameter can be, as it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Whole {
+    yes: bool,
+    n: i64,
+    x: f64,
+    name: String,
+    raw: Vec<u8>,
+    id: Uuid,
+    #[serde(with = "iso8601")]
+    day: Date,
+    #[serde(with = "iso8601")]
+    at: Time,
+    #[serde(with = "iso8601")]
+    local: PrimitiveDateTime,
+    #[serde(with = "iso8601")]
+    moment: OffsetDateTime,
+    #[serde(with = "iso8601")]
+    never: Option<OffsetDateTime>,
+    amount: BigDecimal,
+    none: Option<BigDecimal>,
+}
+
+impl Whole {
+    const COLUMNS: [&str; 13] = [
+        "yes", "n", "x", "name", "raw", "id", "day", "at", "local", "moment", "never", "amount",
+        "none",
+    ];
+
+    fn new() -> Self {
+        let day = Date::from_ordinal_date(2026, 333).unwrap();
+        let at = Time::from_hms_micro(1, 2, 3, 456_789).unwrap();
+        let local = PrimitiveDateTime::new(day, at);
+        Self {
+            yes: true,
+            n: -7,
+            x: 0.1,
+            name: "Ada".into(),
+            raw: vec![0, 255, 16],
+            id: Uuid::from_u128(1),
+            day,
+            at,
+            local,
+            moment: local.assume_utc(),
+            never: None,
+            amount: "12.30".parse().unwrap(),
+            none: None,
+        }
+    }
+
+    fn params(self) -> [Param; 13] {
+        [
+            self.yes.into(),
+            self.n.into(),
+            self.x.into(),
+            self.name.into(),
+            self.raw.into(),
+            self.id.into(),
+            self.day.into(),
+            self.at.into(),
+            self.local.into(),
+            self.moment.into(),
+            self.never.into(),
+            self.amount.into(),
+            self.none.into(),
+        ]
+    }
+
+    /// Reads a row of them; `shown` is a placeholder's column, as this database needs it.
+    async fn select(database: &Database, shown: impl Fn(usize, &str) -> String) -> Option<Self> {
+        let columns = Self::COLUMNS.iter().zip(1..);
+        let columns = columns.map(|(name, at)| format!("{} AS {name}", shown(at, name)));
+        let sql = format!("SELECT {}", columns.collect::<Vec<_>>().join(", "));
+        let mut tx = database.begin().await.unwrap();
+        let in_tx = tx.select_one_as(&sql, &Self::new().params()).await;
+        assert_eq!(in_tx.unwrap(), Some(Self::new()));
+        tx.rollback().await.unwrap();
+        let read = database.select_one_as(&sql, &Self::new().params()).await;
+        read.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn k1_a_typed_row_holds_whatever_a_parameter_can_be_also_through_a_view() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    for (cache, source) in [(&first, Source::Database), (&second, Source::Redis)] {
+        let (view, database): (View<Whole>, _) =
+            (cache.view("user").unwrap(), site.database.clone());
+        let load = || async move { Ok(Whole::select(&database, |_, _| "?".to_owned()).await) };
+        let answer = view.get(7, load).await.unwrap();
+        assert_eq!((answer.value, answer.source), (Some(Whole::new()), source));
+        assert_eq!(cache.finish_loads(Duration::from_secs(60)).await, 0);
+    }
+}
+
+#[test]
+fn k1_parameters_are_made_of_rusts_own_values() {
+    assert_eq!(Param::from(vec![7i32]), Param::Ints(vec![7]));
+    assert_eq!(Param::from(&[7i64, 8][..]), Param::Ints(vec![7, 8]));
+    assert_eq!(Param::from(vec!["a"]), Param::Texts(vec!["a".into()]));
+    assert_eq!(Param::from(&"a".to_owned()), Param::Text("a".into()));
+    assert_eq!(Param::from(Cow::Borrowed("a")), Param::Text("a".into()));
+    assert_eq!(Param::try_from(7u64), Ok(Param::Int(7)));
+    assert_eq!(Param::try_from(7usize), Ok(Param::Int(7)));
+    assert!(Param::try_from(u64::MAX).is_err());
+    let none = Param::from(None::<Vec<Date>>);
+    assert_eq!(none, Param::NullOf(ParamType::Dates));
+}
+
+/// Lists of dates, moments, decimals and documents.
+fn lists() -> [Param; 4] {
+    let whole = Whole::new();
+    [
+        vec![whole.day].into(),
+        vec![whole.moment].into(),
+        vec![whole.amount].into(),
+        vec![serde_json::json!({"a": [1]})].into(),
+    ]
+}
+
+fn lists_as_json() -> serde_json::Value {
+    serde_json::json!({
+        "days": ["2026-11-29"], "moments": ["2026-11-29T01:02:03.456789Z"], "amounts": ["12.30"],
+        "docs": [{"a": [1]}]})
+}
+
+/// Where there are no arrays, they are text.
+async fn lists_are_json(database: &Database) {
+    let sql = "SELECT ? AS days, ? AS moments, ? AS amounts, ? AS docs";
+    let row = database.select(sql, &lists()).await.unwrap().remove(0);
+    for (name, expected) in lists_as_json().as_object().unwrap() {
+        let text = row[name.as_str()].as_str().unwrap();
+        let read: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(read, *expected, "{name}");
+    }
+}
+
 #[derive(Debug, PartialEq, Deserialize)]
 struct Row {
     n: Option<i64>,
@@ -240,6 +381,16 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
         "moment": "1970-01-01T00:00:00.000000Z", "amounts": ["1.50", null], "days": ["2026-11-29"],
         "moments": ["1970-01-01T00:00:00.000000Z"], "letter": "b", "found": 1});
     assert_eq!(serde_json::to_value(row).unwrap(), expected);
+    let sql = "SELECT $1 AS days, $2 AS moments, $3 AS amounts, $4 AS docs";
+    let row = database.select(sql, &lists()).await.unwrap().remove(0);
+    assert_eq!(serde_json::to_value(row).unwrap(), lists_as_json());
+    let letter = "SELECT 1 AS found WHERE 'b'::letter = $1::letter";
+    assert_eq!(
+        database.select(letter, &["b".into()]).await.unwrap().len(),
+        1
+    );
+    let read = Whole::select(&database, |at, _| format!("${at}")).await;
+    assert_eq!(read, Some(Whole::new()));
     bytes_are_read(&database, |at| format!("${at}::bytea")).await;
     lists_and_floats_are_read_from_postgres(&database).await;
     // An empty list has a type too.
@@ -331,6 +482,17 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_mariadb() {
     )
     .await;
     bytes_are_read(&database, |_| "CAST(? AS BINARY)".to_owned()).await;
+    let shown = |_, name: &str| match name {
+        "raw" | "id" => "CAST(? AS BINARY)".to_owned(),
+        "day" => "CAST(? AS DATE)".to_owned(),
+        "at" => "CAST(? AS TIME(6))".to_owned(),
+        "local" | "moment" => "CAST(? AS DATETIME(6))".to_owned(),
+        "amount" => "CAST(? AS DECIMAL(10, 2))".to_owned(),
+        _ => "?".to_owned(),
+    };
+    let read = Whole::select(&database, shown).await;
+    assert_eq!(read, Some(Whole::new()));
+    lists_are_json(&database).await;
 }
 
 #[tokio::test]
@@ -344,6 +506,7 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_sqlite() {
     )
     .await;
     bytes_are_read(&database, |_| "?".to_owned()).await;
+    lists_are_json(&database).await;
     let infinite: Option<Floats> = database
         .select_one_as("SELECT 9e999 AS one, -9e999 AS other", &[])
         .await

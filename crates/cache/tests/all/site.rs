@@ -159,9 +159,9 @@ impl Loader {
     }
 }
 
-/// A view of texts in a class that there is.
+/// A view of texts in a class that there is. Its keys are written as they are.
 pub(crate) fn text(cache: &Cache, class: &str) -> View<String> {
-    cache.view(class).unwrap()
+    cache.view(class).unwrap().prefix("")
 }
 
 pub(crate) async fn get(

@@ -4,9 +4,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use steadfast_cache::{Answer, BuildError, Cache, CacheError, Source, Target, Ttl, View};
+use steadfast_cache::{
+    Answer, BuildError, Cache, CacheError, Key, KeyName, Lifetime, Source, StaleReason, Target,
+    Ttl, View,
+};
 
-use crate::site::{Loader, Site, eventually, execute, get, plain, set_item, sqlite, text};
+use crate::site::{
+    Loader, Site, all_is_applied, eventually, execute, get, plain, set_item, sqlite, text,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct User {
@@ -28,7 +33,7 @@ async fn filled(cache: &Cache, fills: u64) {
 async fn k1_many_types_share_one_cache_one_memory_and_one_channel() {
     let site = Site::start().await;
     let cache = site.cache().await;
-    let users: View<User> = cache.view("user").unwrap().prefix("user:");
+    let users: View<User> = cache.view("user").unwrap();
     let numbers: View<Vec<u64>> = cache.view("strict").unwrap().prefix("numbers:");
     for source in [Source::Database, Source::Memory] {
         let user = users.get(7, || async { Ok(Some(ada())) }).await.unwrap();
@@ -77,7 +82,7 @@ async fn k10_a_view_sees_what_another_view_writes_at_once_also_without_redis() {
 async fn k1_a_key_that_two_types_share_is_a_miss_for_the_other_and_never_another_value() {
     let (database, _folder) = sqlite().await;
     let cache = plain(&database).build().await.unwrap();
-    let users: View<User> = cache.view("user").unwrap();
+    let users: View<User> = cache.view("user").unwrap().prefix("");
     let texts = text(&cache, "user");
     for _ in 0..2 {
         let user = users.get("a", || async { Ok(Some(ada())) }).await.unwrap();
@@ -107,8 +112,8 @@ async fn k12_a_value_of_another_version_of_its_type_is_a_miss_and_not_damaged() 
     };
     let site = Site::start().await;
     let (before, after) = (site.cache().await, site.cache().await);
-    let users: View<User> = before.view("user").unwrap().prefix("user:");
-    let new_users: View<NewUser> = after.view("user").unwrap().prefix("user:").version(1);
+    let users: View<User> = before.view("user").unwrap();
+    let new_users: View<NewUser> = after.view("user").unwrap().version(1);
     users.get(7, || async { Ok(Some(ada())) }).await.unwrap();
     filled(&before, 1).await;
     let given = new.clone();
@@ -119,7 +124,7 @@ async fn k12_a_value_of_another_version_of_its_type_is_a_miss_and_not_damaged() 
     assert_eq!((answer.value, answer.source), (Some(new), Source::Database));
     filled(&after, 1).await;
     let again = site.cache().await;
-    let users: View<User> = again.view("user").unwrap().prefix("user:");
+    let users: View<User> = again.view("user").unwrap();
     let answer = users.get(7, || async { Ok(Some(ada())) }).await.unwrap();
     assert_eq!(answer.source, Source::Database);
     for cache in [&before, &after, &again] {
@@ -169,6 +174,56 @@ async fn k11_the_tags_of_a_view_are_forgotten_at_no_call_site() {
     assert_eq!(source(there.get("us/1", value).await), Source::Database);
 }
 
+/// An order, of a region.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Order(&'static str, u64);
+
+impl Key for Order {
+    fn name(&self) -> KeyName<'_> {
+        KeyName::written(format_args!("{}/{}", self.0, self.1))
+    }
+
+    fn tags(&self) -> Vec<Vec<u8>> {
+        vec![self.0.into()]
+    }
+}
+
+#[tokio::test]
+async fn k11_the_tags_of_a_key_are_carried_however_it_is_read() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let orders: View<String> = cache.view("user").unwrap();
+    let (eu, us) = (Order("eu", 1), Order("us", 1));
+    let value = || async { Ok(Some("order".to_owned())) };
+    let pairs = || async { Ok([(eu, "order".to_owned()), (us, "order".to_owned())]) };
+    let many = |keys: Vec<Order>| async {
+        Ok(keys
+            .into_iter()
+            .map(|key| (key, "order".to_owned()))
+            .collect::<Vec<_>>())
+    };
+    for way in 0..5 {
+        match way {
+            0 => drop((orders.get(eu, value).await, orders.get(us, value).await)),
+            1 => drop((orders.refresh(eu, value).await, orders.get(us, value).await)),
+            2 => drop((
+                orders.put(eu, "order".to_owned()).await,
+                orders.get(us, value).await,
+            )),
+            3 => drop(orders.get_many(&[eu, us], many).await),
+            _ => drop(orders.warm(pairs).await.unwrap()),
+        }
+        assert!(orders.peek(eu).await.is_some() && orders.peek(us).await.is_some());
+        cache.invalidate(&[Target::tag("eu")]).await.unwrap();
+        assert!(orders.peek(eu).await.is_none(), "{way}");
+        assert!(orders.peek(us).await.is_some(), "{way}");
+    }
+    // What another view has stored by the bare bytes is not taken.
+    let bare: View<String> = cache.view("user").unwrap();
+    bare.get("eu/1", value).await.unwrap();
+    assert!(orders.peek(eu).await.is_none());
+}
+
 #[tokio::test]
 async fn k11_the_tags_of_a_class_are_carried_by_whatever_is_read_with_it() {
     let site = Site::start().await;
@@ -179,7 +234,7 @@ async fn k11_the_tags_of_a_class_are_carried_by_whatever_is_read_with_it() {
     let (first, second) = (built().await, built().await);
     let views = |cache: &Cache| {
         let users: View<User> = cache.view("user").unwrap();
-        let users = users.prefix("user:").tag("users");
+        let users = users.tag("users");
         (users, text(cache, "user"), text(cache, "strict"))
     };
     let (users, names, others) = views(&first);
@@ -225,7 +280,7 @@ async fn k11_tags_of_a_class_that_there_is_not_are_refused_by_name() {
 async fn k11_what_is_expired_is_forgotten_by_every_process_and_loaded_anew() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
-    let [here, there] = [&first, &second].map(|cache| text(cache, "user").prefix("user:"));
+    let [here, there] = [&first, &second].map(|cache| text(cache, "user"));
     let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
     here.get(7, value("old")).await.unwrap();
     here.get(8, value("other")).await.unwrap();
@@ -316,36 +371,232 @@ async fn k1_refresh_and_put_replace_what_is_held_and_an_uncached_read_touches_no
         (other.value.as_deref(), other.source),
         (Some("new"), Source::Redis)
     );
-    view.put("a", "put".to_owned()).await.unwrap();
-    let held = view.get("a", value("never")).await.unwrap();
-    assert_eq!(
-        (held.value.as_deref(), held.source),
-        (Some("put"), Source::Memory)
-    );
+}
+
+/// The database is not asked, so its being away neither stands in the way nor is forgotten.
+#[tokio::test]
+async fn k9_what_is_put_needs_no_database_and_says_nothing_of_it() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let view = text(&first, "user");
+    let down = || async { Err(sqlx::Error::PoolTimedOut)? };
+    for n in 0.. {
+        if view
+            .get(n, down)
+            .await
+            .is_err_and(|error| error.retry_after().is_some())
+        {
+            break;
+        }
+        assert!(n < 1000, "the breaker never opens");
+    }
+    let before = first.status();
+    assert!(before.guard.open);
+    for n in 0..50 {
+        let put = view.put(format!("a{n}"), "put".to_owned()).await;
+        assert!(put.memory && put.redis, "{put:?}");
+    }
+    let after = first.status();
+    assert!(after.guard.open, "a put says nothing of the database");
+    assert_eq!(after.counts.loads, before.counts.loads);
+    for (cache, source) in [(&first, Source::Memory), (&second, Source::Redis)] {
+        let held = text(cache, "user").peek("a7").await.unwrap();
+        assert_eq!((held.value.as_deref(), held.source), (Some("put"), source));
+    }
+
+    site.redis.kill().await;
+    let put = view.put("a7", "again".to_owned()).await;
+    assert!(put.memory && !put.redis, "{put:?}");
+    let held = view.get("a7", down).await.unwrap();
+    assert_eq!(held.value.as_deref(), Some("again"));
 }
 
 #[tokio::test]
-async fn k4_a_value_may_choose_a_shorter_life_and_no_longer_one() {
-    let (database, _folder) = sqlite().await;
-    let cache = plain(&database).build().await.unwrap();
-    let view = text(&cache, "user").fresh_for(|value| match value.as_str() {
-        "brief" => Duration::from_millis(50),
-        _ => Duration::MAX,
-    });
+async fn k6_who_loads_while_a_value_is_put_stores_nothing_over_it() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    // Here and elsewhere: the one that loads is the one that puts, or another.
+    for (key, other) in [("own", &first), ("other", &second)] {
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+        let loading = tokio::spawn({
+            let view = text(other, "user");
+            async move {
+                let load = move || async move {
+                    begin.send(()).unwrap();
+                    gone.await.unwrap();
+                    Ok(Some("old".to_owned()))
+                };
+                view.get(key, load).await.unwrap()
+            }
+        });
+        begun.await.unwrap();
+        let put = text(&first, "user").put(key, "new".to_owned()).await;
+        assert!(put.memory && put.redis, "{put:?}");
+        go.send(()).unwrap();
+        assert_eq!(loading.await.unwrap().value.as_deref(), Some("old"));
+        eventually("the load has tried to store its own", || async {
+            let waited = other.finish_loads(Duration::from_secs(60)).await;
+            waited == 0
+        })
+        .await;
+        let third = site.cache().await;
+        for (cache, source) in [(&first, Source::Memory), (&third, Source::Redis)] {
+            let held = text(cache, "user").peek(key).await.unwrap();
+            assert_eq!((held.value.as_deref(), held.source), (Some("new"), source));
+        }
+    }
+}
+
+#[tokio::test]
+async fn k6_an_invalidation_overtakes_what_is_put_and_what_was_put_carries_the_views_tags() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let views = [&first, &second].map(|cache| text(cache, "user").tag("red"));
+    assert!(views[0].put("a", "put".to_owned()).await.redis);
+    assert!(views[1].peek("a").await.is_some());
+    second.invalidate(&[Target::tag("red")]).await.unwrap();
+    assert!(views[1].peek("a").await.is_none());
+    eventually("the first hears of it", || async {
+        views[0].peek("a").await.is_none()
+    })
+    .await;
+    // Redis has yet to hear of an invalidation of our own: what is put then does not stay there.
+    site.take_no_writes(true).await;
+    views[0].expire("a").await.unwrap();
+    let put = views[0].put("a", "put".to_owned()).await;
+    assert!(put.memory && !put.redis, "{put:?}");
+    site.take_no_writes(false).await;
+    let put = views[0].put("a", "again".to_owned()).await;
+    all_is_applied(&first).await;
+    let there = text(&site.cache().await, "user").peek("a").await;
+    assert_eq!(there.is_some(), put.redis, "{put:?}");
+}
+
+#[tokio::test]
+async fn k1_each_view_has_keys_of_its_own_in_every_tier() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
     let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
-    let brief = view.get("a", value("brief")).await.unwrap();
-    let long = view.get("b", value("long")).await.unwrap();
-    assert_eq!(brief.fresh_for, Duration::from_millis(50));
-    assert_eq!(long.fresh_for, Ttl::default().fresh);
-    tokio::time::sleep(Duration::from_millis(80)).await;
-    assert_eq!(
-        view.get("a", value("brief")).await.unwrap().source,
-        Source::Database
+    for (cache, sources) in [
+        (&first, [Source::Database, Source::Memory]),
+        (&second, [Source::Redis, Source::Memory]),
+    ] {
+        for source in sources {
+            for class in ["user", "strict"] {
+                let view: View<String> = cache.view(class).unwrap();
+                let answer = view.get(7, value(class)).await.unwrap();
+                let found = (answer.value.as_deref(), answer.source);
+                assert_eq!(found, (Some(class), source));
+            }
+        }
+        filled(&first, 2).await;
+    }
+    let names: View<String> = first.view("user").unwrap();
+    assert_eq!(names.target(7), Target::key("user:7"));
+    assert_eq!(names.clone().prefix("").target(7), Target::key("7"));
+    assert_eq!(names.prefix("name/").target(7), Target::key("name/7"));
+}
+
+/// The same fields, so that the one would be read as the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Person {
+    id: u64,
+    name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Team {
+    id: u64,
+    name: String,
+}
+
+#[tokio::test]
+async fn k12_a_value_of_another_type_is_missing_to_every_process_and_never_read_as_ones_own() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let (id, name) = (7, "Ada".to_owned());
+    let person = Person { id, name };
+    let (id, name) = (7, "Blue".to_owned());
+    let team = Team { id, name };
+    let (people, teams): (View<Person>, [View<Team>; 2]) = (
+        first.view("user").unwrap(),
+        [&first, &second].map(|cache| cache.view("user").unwrap()),
     );
-    assert_eq!(
-        view.get("b", value("long")).await.unwrap().source,
-        Source::Memory
-    );
+    for view in &teams {
+        let filled_before = first.status().counts.fills;
+        let given = person.clone();
+        people
+            .refresh(7, || async { Ok(Some(given)) })
+            .await
+            .unwrap();
+        filled(&first, filled_before + 1).await;
+        let given = team.clone();
+        let answer = view.get(7, || async { Ok(Some(given)) }).await.unwrap();
+        assert_eq!(
+            (answer.value, answer.source),
+            (Some(team.clone()), Source::Database)
+        );
+        for cache in [&first, &second] {
+            assert_eq!(cache.finish_loads(Duration::from_secs(60)).await, 0);
+        }
+    }
+    for cache in [&first, &second] {
+        assert_eq!(cache.status().counts.damaged, 0);
+    }
+}
+
+/// What a value says of its own end holds for all that may be done with it; `brief` is fresh for
+/// 200 ms and stale for an hour.
+#[tokio::test]
+async fn k4_a_value_chooses_its_own_life_fresh_and_stale_shorter_or_longer_than_its_class() {
+    const SHORT: Duration = Duration::from_millis(50);
+    let hour = Duration::from_secs(3600);
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let choosing = |cache: &Cache, class: &str| {
+        text(cache, class).lifetime_by(move |value| match value.as_str() {
+            "ends" => SHORT.into(),
+            "goes stale" => Lifetime {
+                fresh: SHORT,
+                stale: hour,
+            },
+            _ => Lifetime {
+                fresh: hour,
+                stale: hour,
+            },
+        })
+    };
+    let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
+    let away = || async { Err("the database is away")? };
+    for class in ["brief", "strict"] {
+        let (here, there) = (choosing(&first, class), choosing(&second, class));
+        let key = |text: &str| format!("{class}/{text}");
+        for (text, fresh) in [("ends", SHORT), ("goes stale", SHORT), ("lasts", hour)] {
+            let fills = first.status().counts.fills;
+            let answer = here.get(key(text), value(text)).await.unwrap();
+            assert_eq!(answer.fresh_for, fresh);
+            filled(&first, fills + 1).await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for view in [&here, &there] {
+            let ended = view.get(key("ends"), away).await;
+            assert!(matches!(ended, Err(CacheError::Load(_))), "{ended:?}");
+            let stale = view.get(key("goes stale"), away).await;
+            match class {
+                "brief" => assert_eq!(stale.unwrap().stale, Some(StaleReason::Failed)),
+                _ => assert!(stale.is_err(), "the class never serves stale"),
+            }
+            let lasting = view.get(key("lasts"), away).await.unwrap();
+            assert_eq!(
+                (lasting.value.as_deref(), lasting.stale),
+                (Some("lasts"), None)
+            );
+        }
+        // To those who let no value choose, the class says what is fresh.
+        let plain = text(&site.cache().await, class).peek(key("lasts")).await;
+        assert_eq!(plain.is_some(), class == "strict");
+    }
 }
 
 /// 17: a class never serves as fresh what is older than its own time, whoever loaded it.

@@ -124,7 +124,8 @@ impl Query {
             return Ok(view);
         }
         let view = cache.view_of_bytes(&self.class)?;
-        let view = view.version(self.version);
+        // The keys of the configuration are whole: statements name them for whatever class.
+        let view = view.prefix("").version(self.version);
         Ok(self.rows.get_or_init(|| view))
     }
 

@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .class("planet", Default::default())
         .build()
         .await?;
-    let planets: View<Planet> = cache.view("planet")?.prefix("planet:").tag("planets");
+    let planets: View<Planet> = cache.view("planet")?.tag("planets");
     let show = async |planets: &View<Planet>| {
         let pool = pool.clone();
         let answer = planets

@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::freshness::Lifetime;
+use crate::freshness::Life;
 
 /// The version written, and the only one read.
 pub(crate) const VERSION: u8 = 2;
@@ -25,7 +25,7 @@ pub(crate) type Token = [u8; 16];
 /// A value with what a reader must know to judge it.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Envelope<'a> {
-    pub(crate) life: Lifetime,
+    pub(crate) life: Life,
     /// The time that the load took, for early refresh.
     pub(crate) cost: Duration,
     /// Of the value's type, as its view says.
@@ -56,7 +56,8 @@ impl Envelope<'_> {
             .then(|| lz4_flex::compress_prepend_size(payload))
             .filter(|packed| packed.len() < payload.len());
         let flags = if packed.is_some() { COMPRESSED } else { 0 }
-            | if self.payload.is_none() { ABSENT } else { 0 };
+            | if self.payload.is_none() { ABSENT } else { 0 }
+            | if self.life.own { OWN_LIFE } else { 0 };
         let body = packed.as_deref().unwrap_or(payload);
 
         let mut out = Vec::with_capacity(
@@ -110,7 +111,11 @@ impl Envelope<'_> {
             Some(Cow::Borrowed(rest.0))
         };
         Ok(Envelope {
-            life: Lifetime { fresh, keep },
+            life: Life {
+                fresh,
+                keep,
+                own: flags & OWN_LIFE != 0,
+            },
             cost,
             type_version,
             tags,
@@ -164,6 +169,8 @@ impl<'a> Reader<'a> {
 
 const COMPRESSED: u8 = 1;
 const ABSENT: u8 = 2;
+/// The value has chosen its times itself.
+const OWN_LIFE: u8 = 4;
 const CHECKED_FROM: usize = 6;
 const FIXED: usize = CHECKED_FROM + 30;
 
@@ -174,9 +181,10 @@ mod tests {
 
     fn envelope(payload: Option<Vec<u8>>, tags: Vec<(Vec<u8>, Token)>) -> Envelope<'static> {
         Envelope {
-            life: Lifetime {
+            life: Life {
                 fresh: Duration::from_millis(7),
                 keep: Duration::from_millis(77),
+                own: true,
             },
             cost: Duration::from_micros(1234),
             type_version: 5,

@@ -12,7 +12,7 @@ use super::envelope::{Envelope, Token};
 use super::names::Names;
 use super::scripts::{FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, RELEASE, TAKE_LEASE};
 use crate::clock::clock;
-use crate::freshness::Lifetime;
+use crate::freshness::Life;
 use crate::tier::Key;
 use crate::under_way::LoadTask;
 
@@ -43,7 +43,7 @@ pub(crate) type InWindow<'a> = (&'a [u8], &'a [Vec<u8>], Fill<'a>);
 /// A value to be stored.
 pub(crate) struct Fill<'a> {
     pub(crate) payload: Option<&'a [u8]>,
-    pub(crate) life: Lifetime,
+    pub(crate) life: Life,
     pub(crate) cost: Duration,
     pub(crate) type_version: u32,
     pub(crate) loaded_at: Instant,
@@ -224,6 +224,22 @@ impl RedisTier {
         self.stats.fills(true).add(count as u64);
         self.stats.fills(false).add((stored.len() - count) as u64);
         Ok(count)
+    }
+
+    /// Stores a value that was known when this was called, in place of whatever is there. Who loads
+    /// the key meanwhile loses the right to fill it.
+    pub(crate) async fn put(
+        &self,
+        key: &[u8],
+        tags: &[Vec<u8>],
+        value: Fill<'_>,
+    ) -> RedisResult<bool> {
+        let mut window = self.open_window().await?;
+        let mut take = redis::cmd("DEL");
+        take.arg(self.names.lease(&window.epoch_view.epoch, key));
+        let _: i64 = self.ask(&take).await?;
+        let values = [(key, tags, value)];
+        Ok(self.fill_in_window(&mut window, &values).await? == 1)
     }
 
     /// `None` if its tags are too many or too long to be written.

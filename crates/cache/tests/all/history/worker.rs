@@ -304,7 +304,10 @@ impl Process {
                     tokio::time::sleep(dawdle).await;
                     Ok(found?.map(Shown))
                 };
-                let (shelf, view) = (shelf(item), self.typed.view::<Shown>("brisk").unwrap());
+                let (shelf, view) = (
+                    shelf(item),
+                    self.typed.view::<Shown>("brisk").unwrap().prefix(""),
+                );
                 let answer = view.read(key(item)).tags(&shelf).get(load).await;
                 self.note_answer_of(item, from, "brisk", answer, |Shown(text)| text);
             }

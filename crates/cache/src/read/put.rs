@@ -1,0 +1,102 @@
+//! A value that nobody has to load, because the caller knows it.
+//!
+//! The database is not asked, so nothing of its guard is: neither a slot nor the breaker. Whoever
+//! is loading the key meanwhile may have read before the caller did, so their right to store is
+//! taken from them: in this process by the key's counter, in Redis with their lease.
+
+use super::load::add_tags;
+use super::view::View;
+use crate::clock::clock;
+use crate::key::Key;
+use crate::tier::entry::{Entry, Times};
+use crate::tier::redis::Fill;
+
+/// The places that hold a value after [`View::put`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Put {
+    /// This process's memory.
+    pub memory: bool,
+    /// Redis, from which other processes read it.
+    pub redis: bool,
+}
+
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    /// Stores a value that the caller knows to be that of `key` now, in memory and in Redis, as if
+    /// it had just been loaded; says which of them hold it. The database is not asked, so it may be
+    /// away. Redis does not hold it if it cannot be reached, or if it is invalidated meanwhile;
+    /// neither does if it is longer than a value may be.
+    ///
+    /// Nobody is told: other processes that have an older value in memory keep it. What has
+    /// *changed* is better [written](crate::Cache::write) or [expired](Self::expire). And a value
+    /// that was read *before* an invalidation would overtake it: where another may change it
+    /// meanwhile, [`get`](Self::get) it instead, which cannot.
+    ///
+    /// ```no_run
+    /// # async fn f(sessions: steadfast_cache::View<String>) {
+    /// let put = sessions.put("s1", "Ada".to_owned()).await;
+    /// if !put.redis {
+    ///     println!("the other processes do not know of it");
+    /// }
+    /// # }
+    /// ```
+    pub async fn put<K: Key>(&self, key: K, value: V) -> Put {
+        let (cache, ttl, known_at) = (self.core(), self.ttl(), clock());
+        let name = self.name(&key);
+        let mut tags = self.tags_of(&key, &name);
+        if let Some(held) = self.held::<&[u8]>(&key, &name, &[])
+            && !cache.sabotage.tags_stripped
+        {
+            add_tags(
+                &mut tags,
+                held.loaded.entry.tag_names().iter().map(Vec::as_slice),
+            );
+        }
+        cache.generations.bump_key(&name);
+        cache.failures.forget(&name);
+        let snapshot = cache.generations.snapshot(&name, &tags);
+        let life = self.life(&ttl, Some(&value));
+        let bytes = match self.codec().encode(&value) {
+            Ok(bytes) if bytes.len() <= cache.value_max && !life.keep.is_zero() => bytes,
+            ending => {
+                match ending {
+                    Ok(_) => cache.stats.not_stored.add(1),
+                    Err(problem) => self.cannot_keep(&name, &*problem),
+                }
+                cache.memory.remove(&name);
+                return Put {
+                    memory: false,
+                    redis: false,
+                };
+            }
+        };
+        let times = Times {
+            loaded_at: known_at.into(),
+            life,
+            cost: Default::default(),
+            early_refresh: ttl.early_refresh,
+        };
+        let (governed, label) = ((&snapshot, tags.clone().into()), self.label());
+        let entry = Entry::new(&name, Some(value), times, governed, label, bytes.len());
+        let memory = cache.memory.insert(&entry, &snapshot, &cache.generations);
+        let redis = match &cache.redis {
+            Some(redis) if !cache.is_pending(Some(&name), &tags) => {
+                redis.outlast(life.keep);
+                let fill = Fill {
+                    payload: Some(&bytes),
+                    life,
+                    cost: Default::default(),
+                    type_version: label.version,
+                    loaded_at: known_at,
+                };
+                let put = redis.put(&name, &tags, fill).await;
+                put.unwrap_or_else(|trouble| {
+                    cache.pass_by_redis(&trouble);
+                    false
+                })
+            }
+            _ => false,
+        };
+        Put { memory, redis }
+    }
+}
