@@ -49,12 +49,31 @@ pub(crate) async fn call(
     let started = clock::now();
     let limit = plan.limit(options, shared.settings.deadline)?;
     let times = (started, limit);
-    call_within(shared, payload, plan, options, times, &mut None).await
+    let mut carried = Carried::default();
+    call_within(shared, payload, plan, options, times, &mut carried).await
 }
 
-/// The certainty of a call's last attempt by itself, where an earlier one may have run: its error
-/// says then that the outcome of the whole is unknown.
-pub(crate) type LastAlone = Option<Certainty>;
+/// The traces of a call's attempts at one node, for those at another.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Carried {
+    /// The certainty of the last attempt by itself, where an earlier one may have run: its error
+    /// says then that the outcome of the whole is unknown.
+    pub(crate) alone: Option<Certainty>,
+    pub(crate) suspicion: Suspicion,
+}
+
+/// The connections that have ended at a call, or while it was under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Suspicion {
+    /// A connection ended while it was under way.
+    suspected: bool,
+    /// A connection ended at it, or two did while it was under way: it travels apart from the
+    /// others.
+    apart: bool,
+    /// Whether a connection ended a second time at this command, though nothing else was in it: it
+    /// is not repeated.
+    pub(crate) blamed_again: bool,
+}
 
 /// The same, of a call that began at `started` and takes until `limit` later.
 pub(crate) async fn call_within(
@@ -63,7 +82,7 @@ pub(crate) async fn call_within(
     plan: Plan,
     options: &CallOptions,
     (started, limit): (Instant, Duration),
-    alone: &mut LastAlone,
+    carried: &mut Carried,
 ) -> Result<Reply, Error> {
     let link = &shared.links[plan.route.link];
     let call = Call {
@@ -78,9 +97,9 @@ pub(crate) async fn call_within(
     };
     // One look at a level that is known, where nobody listens.
     if tracing::span_enabled!(Level::DEBUG) {
-        return Box::pin(call.run_in_span(options, alone)).await;
+        return Box::pin(call.run_in_span(options, carried)).await;
     }
-    call.run(options, alone).await
+    call.run(options, carried).await
 }
 
 /// Makes one attempt on a dedicated connection, which nothing but its deadline limits. Returns
@@ -121,7 +140,7 @@ pub(crate) async fn call_dedicated(
         apart: false,
     };
     let submitted = if call.plan.asking {
-        queue.submit(submission, Asking(payload))
+        queue.submit_asking(submission, Asking(payload))
     } else if steps.is_empty() {
         queue.submit(submission, payload)
     } else {
@@ -155,14 +174,7 @@ struct AttemptHistory<'a> {
     begun: bool,
     /// Whether an error said that this server serves no more, in words that may be a script's.
     doubtful: bool,
-    /// A connection ended while it was under way.
-    suspected: bool,
-    /// A connection ended at it, or two did while it was under way: it travels apart from the
-    /// others.
-    apart: bool,
-    /// Whether a connection ended a second time at this command, though nothing else was in it: it
-    /// is not repeated.
-    blamed_again: bool,
+    suspicion: Suspicion,
     /// The time of its last answer, if this process did not stand still meanwhile.
     answered: Option<Instant>,
     /// The refusal after which a dedicated connection must not be used again.
@@ -182,8 +194,11 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn run(&self, options: &CallOptions, alone: &mut LastAlone) -> Result<Reply, Error> {
-        let mut again = AttemptHistory::default();
+    async fn run(&self, options: &CallOptions, carried: &mut Carried) -> Result<Reply, Error> {
+        let mut again = AttemptHistory {
+            suspicion: carried.suspicion,
+            ..AttemptHistory::default()
+        };
         let mut began = self.started;
         if self.shared.links.len() > 1 && self.link.is_some() {
             match self.take_turn().await {
@@ -198,7 +213,7 @@ impl Call<'_> {
                 }
             }
         }
-        self.run_from(began, again, options, alone).await
+        self.run_from(began, again, options, carried).await
     }
 
     async fn run_from(
@@ -206,14 +221,15 @@ impl Call<'_> {
         began: Instant,
         mut again: AttemptHistory<'_>,
         options: &CallOptions,
-        alone: &mut LastAlone,
+        carried: &mut Carried,
     ) -> Result<Reply, Error> {
         let result = match self.attempt(began, &mut again).await {
-            Err(error) if !again.blamed_again && self.may_repeat(&error) => {
-                Box::pin(self.repeat(error, options, again, alone)).await
+            Err(error) if !again.suspicion.blamed_again && self.may_repeat(&error) => {
+                Box::pin(self.repeat(error, options, &mut again, &mut carried.alone)).await
             }
             result => result,
         };
+        carried.suspicion = again.suspicion;
         if let Err(error) = &result {
             crate::metrics::count_error(error);
         }
@@ -224,7 +240,7 @@ impl Call<'_> {
     async fn run_in_span(
         &self,
         options: &CallOptions,
-        alone: &mut LastAlone,
+        carried: &mut Carried,
     ) -> Result<Reply, Error> {
         let span = tracing::debug_span!(
             "redis",
@@ -236,7 +252,7 @@ impl Call<'_> {
             error.type = Empty,
             steadfast.certainty = Empty,
         );
-        let result = self.run(options, alone).instrument(span.clone()).await;
+        let result = self.run(options, carried).instrument(span.clone()).await;
         if let Err(error) = &result {
             span.record("error.type", error.label());
             span.record("steadfast.certainty", error.certainty().as_str());
@@ -269,12 +285,12 @@ impl Call<'_> {
             seq: again.seq,
             only_fenced: again.only_fenced,
             read_only: self.plan.effect == Effect::Read,
-            apart: again.apart,
+            apart: again.suspicion.apart,
         };
         again.epoch = self.link.map_or(0, Link::epoch);
         let submit = || match self.plan.asking {
             false => self.queue.submit(submission, self.payload),
-            true => self.queue.submit(submission, Asking(self.payload)),
+            true => self.queue.submit_asking(submission, Asking(self.payload)),
         };
         let Submitted { pending, seq } = match submit() {
             Err(_) if self.queue.is_orphaned() => {
@@ -393,8 +409,8 @@ impl Call<'_> {
         &self,
         mut error: Error,
         options: &CallOptions,
-        mut again: AttemptHistory<'_>,
-        alone: &mut LastAlone,
+        again: &mut AttemptHistory<'_>,
+        alone: &mut Option<Certainty>,
     ) -> Result<Reply, Error> {
         let mut repeats = Repeats::new(self.shared, options, self.started, self.deadline);
         loop {
@@ -415,11 +431,11 @@ impl Call<'_> {
             again.only_fenced = unknown
                 && self.plan.effect != Effect::Read
                 && !self.shared.settings.repeat_without_fence;
-            match self.attempt(clock::now(), &mut again).await {
+            match self.attempt(clock::now(), again).await {
                 // What may have run in an earlier attempt may have run, whatever became of this
                 // one.
                 Err(next)
-                    if !again.blamed_again
+                    if !again.suspicion.blamed_again
                         && self.may_repeat(&next)
                         && (!unknown || self.bears_another()) =>
                 {

@@ -18,10 +18,10 @@ use steadfast_core::policy::breaker::BreakerMode;
 use steadfast_core::slot::Slot;
 use tokio::runtime::Handle;
 
-use crate::call;
 use crate::call::blocking::Blocking;
 use crate::call::dedicated::Dedicated;
 use crate::call::plan::{Payload, many, one};
+use crate::call::{self, Carried};
 use crate::client::builder::ClientBuilder;
 use crate::client::cluster::Cluster;
 use crate::client::home::Home;
@@ -230,7 +230,7 @@ impl Client {
                 payload,
                 plan,
                 options,
-                &mut None,
+                &mut Carried::default(),
             ))
             .await;
         }
@@ -295,8 +295,8 @@ impl Client {
     }
 
     /// Subscriptions on a connection of their own, which resubscribe by themselves and report what
-    /// may have been missed. They live in the client's runtime, and end with it: then
-    /// [`PubSub::next`] yields `None`.
+    /// may have been missed. They live in the client's runtime; if that ends, they go on in that of
+    /// whoever listens.
     pub fn pubsub(&self) -> PubSub {
         PubSub::start(
             Arc::clone(&self.inner.shared),
@@ -316,6 +316,11 @@ impl Client {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
     /// Has its calls looked after should its runtime not run.
     pub(crate) fn watched(self) -> Self {
         for link in &self.inner.shared.links {
@@ -324,7 +329,8 @@ impl Client {
         self
     }
 
-    /// The client, if Redis is believed to answer.
+    /// The client, if Redis is believed to answer. One whose runtime has ended goes on in that of
+    /// whoever asks.
     pub fn available(&self) -> Option<&Self> {
         (self.state() == ConnectionState::Ready).then_some(self)
     }
@@ -338,6 +344,7 @@ impl Client {
             ConnectionState::Down => 3,
             ConnectionState::Closed => 4,
         };
+        self.revive_if_orphaned();
         if let Some(cluster) = &self.inner.cluster {
             cluster.tell_state();
         }
@@ -348,6 +355,15 @@ impl Client {
             .map(|link| link.state())
             .max_by_key(rank)
             .unwrap_or(ConnectionState::Closed)
+    }
+
+    /// Starts its tasks anew where it is asked, if the runtime has ended in which they lived: whoever
+    /// asks before each call whether Redis answers would else never hear that it does.
+    fn revive_if_orphaned(&self) {
+        let links = &self.inner.shared.links;
+        if links.iter().any(|link| link.is_orphaned()) {
+            let _ = self.inner.shared.runtime();
+        }
     }
 
     /// Waits until the state changes, from whatever it is now.
@@ -361,6 +377,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn changed(&self) {
+        self.revive_if_orphaned();
         let mut watches: Vec<_> = self
             .inner
             .shared

@@ -413,6 +413,11 @@ impl Error {
         }
     }
 
+    /// Returns whether a node has pointed to another.
+    pub(crate) fn is_redirect(&self) -> bool {
+        self.refusal() == Some(Refusal::Redirected)
+    }
+
     fn server_refusal(&self, error: &ServerError) -> Refusal {
         refusal(error.code(), error.details().unwrap_or_default())
     }

@@ -133,6 +133,12 @@ impl Link {
         *self.state.borrow()
     }
 
+    /// Returns whether nobody serves it any more, as the runtime of its tasks has ended. The queue
+    /// is asked only where it could be so.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.state() != ConnectionState::Ready && self.queue.is_orphaned()
+    }
+
     pub(crate) fn set_state(&self, state: ConnectionState, now: Instant) {
         if self.state() != state && self.state() != ConnectionState::Closed {
             self.view.lock().since = now;

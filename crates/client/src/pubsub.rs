@@ -5,6 +5,7 @@
 //! heartbeat notices a connection that is silent because it is dead.
 
 mod feed;
+mod lodging;
 mod subscriber;
 mod wire;
 
@@ -19,13 +20,13 @@ use steadfast_core::slot::Slot;
 use tokio::sync::{mpsc, oneshot};
 
 use self::feed::FeedReader;
+use self::lodging::Lodging;
 use self::subscriber::Subscriber;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
 use crate::target::Address;
-use crate::task::Owned;
 
 /// An event of a subscriber.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +64,8 @@ pub enum PubSubEvent {
 ///
 /// For one that is slow, 4 096 messages are kept, of no more bytes than
 /// [`buffered_bytes`](crate::ClientBuilder::buffered_bytes); those past that are dropped and
-/// counted. The connection speaks RESP3 where the server does, whatever the URL says, because only
+/// counted. A server that talks, but leaves a question unanswered or a message unfinished for 20
+/// times the [`response_idle_timeout`](crate::ClientBuilder::response_idle_timeout), is left. The connection speaks RESP3 where the server does, whatever the URL says, because only
 /// there it can take new credentials without being made anew.
 ///
 /// ```no_run
@@ -85,7 +87,7 @@ pub enum PubSubEvent {
 pub struct PubSub {
     control: PubSubControl,
     heard: FeedReader,
-    _task: Option<Owned<()>>,
+    lodging: Arc<Lodging>,
 }
 
 /// Changes the subscriptions of a [`PubSub`] from elsewhere.
@@ -94,6 +96,7 @@ pub struct PubSubControl {
     changes: mpsc::Sender<SubscriptionChange>,
     deadline: Duration,
     hears: Hears,
+    lodging: Arc<Lodging>,
 }
 
 /// The channels that a connection can be subscribed to.
@@ -173,25 +176,22 @@ impl PubSub {
         let (changes, taken) = mpsc::channel(CHANGES);
         let (feed, heard) = feed::pair(shared.settings.buffered_bytes);
         let deadline = shared.settings.deadline;
-        let runtime = shared.runtime();
         let hears = match (&shared.settings.target.address, slot) {
             (Address::Cluster(_), None) => Hears::Unsharded,
             (_, Some(slot)) => Hears::OfSlot(slot),
             _ => Hears::All,
         };
-        let subscriber = Subscriber::new(shared, connector, taken, feed);
-        // Without a runtime it has ended before it began.
-        let task = runtime
-            .ok()
-            .map(|runtime| Owned::new(runtime.spawn(subscriber.run())));
+        let subscriber = Subscriber::new(Arc::clone(&shared), connector, taken, feed);
+        let lodging = Lodging::of(shared, subscriber);
         Self {
             control: PubSubControl {
                 changes,
                 deadline,
                 hears,
+                lodging: Arc::clone(&lodging),
             },
             heard,
-            _task: task,
+            lodging,
         }
     }
 
@@ -240,8 +240,22 @@ impl PubSub {
 
     /// Waits for the next event; `None` once the client is closed. A [`PubSub`] is also a
     /// [`futures_util::Stream`].
+    ///
+    /// If the client's runtime ends, that is told as [`PubSubEvent::Lost`], and the subscriptions
+    /// go on in the runtime of whoever waits here; outside of any there is nothing more to hear,
+    /// and the answer is `None`.
     pub async fn next(&mut self) -> Option<PubSubEvent> {
-        std::future::poll_fn(|cx| self.heard.poll(cx)).await
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<PubSubEvent>> {
+        if let Poll::Ready(event) = self.heard.poll(cx) {
+            return Poll::Ready(event);
+        }
+        match self.lodging.ensure(cx) {
+            Ok(()) => Poll::Pending,
+            Err(_) => Poll::Ready(None),
+        }
     }
 }
 
@@ -249,7 +263,14 @@ impl FutureStream for PubSub {
     type Item = PubSubEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<PubSubEvent>> {
-        self.heard.poll(cx)
+        self.poll(cx)
+    }
+}
+
+/// Its task ends with it, though handles that change its subscriptions may be left.
+impl Drop for PubSub {
+    fn drop(&mut self) {
+        self.lodging.end();
     }
 }
 
@@ -335,6 +356,7 @@ impl PubSubControl {
     }
 
     async fn order(&self, order: SubscriptionChange) -> Result<(), Error> {
+        self.lodging.ensure_started()?;
         let sent = self.changes.send(order).await;
         sent.map_err(|_| Error::not_sent(ErrorKind::Closed))
     }

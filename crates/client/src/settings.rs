@@ -82,6 +82,12 @@ pub(crate) struct Settings {
 pub(crate) const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
 impl Settings {
+    /// Returns the least deadline with which a call tells of the server when it passes: one with
+    /// less has run out of its own time.
+    pub(crate) fn patience(&self) -> Duration {
+        self.deadline.min(self.response_idle_timeout)
+    }
+
     pub(crate) fn new(target: Target) -> Self {
         Self {
             #[cfg(feature = "tls")]

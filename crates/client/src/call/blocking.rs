@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, TryAcquireError};
 
 use crate::call::dedicated::Dedicated;
 use crate::call::plan::{OwnPayload, Payload, Plan};
-use crate::call::{After, LastAlone, Repeats};
+use crate::call::{After, Carried, Repeats};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
@@ -48,7 +48,7 @@ impl Blocking {
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,
-        alone: &mut LastAlone,
+        carried: &mut Carried,
     ) -> Result<Reply, Error> {
         let started = clock::now();
         let limit = plan.limit(options, shared.settings.deadline)?;
@@ -72,7 +72,7 @@ impl Blocking {
             started,
             limit,
         };
-        let result = call.run(payload, options, alone).await;
+        let result = call.run(payload, options, carried).await;
         result.inspect_err(crate::metrics::count_error)
     }
 
@@ -109,7 +109,7 @@ impl BlockingCall<'_> {
         &self,
         payload: Payload<'_>,
         options: &CallOptions,
-        alone: &mut LastAlone,
+        carried: &mut Carried,
     ) -> Result<Reply, Error> {
         let deadline = Deadline::after(self.started, self.limit).instant();
         let mut repeats = Repeats::new(self.shared, options, self.started, deadline);
@@ -120,7 +120,7 @@ impl BlockingCall<'_> {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            *alone = repeats.may_have_run().then_some(error.certainty());
+            carried.alone = repeats.may_have_run().then_some(error.certainty());
             let after = if self.follows(&error) {
                 // One that is refused once more finds no primary yet.
                 match std::mem::replace(&mut has_followed, true) {

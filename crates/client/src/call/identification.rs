@@ -12,6 +12,7 @@ use crate::link::shared::Shared;
 use crate::target::Role;
 use crate::wire::queue::{Submission, Submitted};
 use crate::wire::slot::Ended;
+use crate::wire::words::OUT_OF_STEP;
 
 /// Asks the server whether it still serves. A call was told that it is no primary any more, or
 /// wants a password, and it may not be true of that one. So the server is asked, and only its own
@@ -36,10 +37,15 @@ pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, dea
     let Ok(Submitted { pending, .. }) = asked else {
         return;
     };
-    if let Ended::Answered { reply, .. } = pending.await
-        && let Some(why) = why_reset(shared, state_told_by(&reply))
-    {
-        link.reset(epoch, why);
+    if let Ended::Answered { reply, .. } = pending.await {
+        let why = match answers(&reply) {
+            true => why_reset(shared, state_told_by(&reply)),
+            // Whatever follows would be given to the wrong callers.
+            false => Some(OUT_OF_STEP),
+        };
+        if let Some(why) = why {
+            link.reset(epoch, why);
+        }
     }
 }
 
@@ -53,6 +59,17 @@ pub(crate) fn why_reset(shared: &Shared, refusal: Refusal) -> Option<&'static st
         Refusal::Unauthenticated => Some("the connection lost its authentication"),
         _ => None,
     }
+}
+
+/// Returns whether these can be answers to ROLE and HELLO.
+fn answers(reply: &Reply) -> bool {
+    let can_be = |value: &Value| {
+        matches!(
+            value,
+            Value::Array(_) | Value::Map(_) | Value::ServerError(_)
+        )
+    };
+    matches!(reply, Reply::Many(replies) if replies.iter().all(can_be))
 }
 
 /// Reads the state of a server from its answers to ROLE and HELLO.
@@ -123,6 +140,9 @@ mod tests {
                 assert_eq!(state_told_by(&reply), told, "{reply:?}");
             }
         }
+        let whole = |first, second| answers(&Reply::Many(vec![first, second]));
+        assert!(whole(Value::Array(Vec::new()), Value::Map(Vec::new())));
+        assert!(!whole(Value::Array(Vec::new()), bulk("another's value")));
         // A name that happens to be that of a role says nothing.
         let name = Value::Map(vec![(bulk("server"), bulk("slave"))]);
         assert_eq!(state_told_by(&Reply::Many(vec![name])), Refusal::Lasting);

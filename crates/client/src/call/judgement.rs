@@ -50,9 +50,11 @@ impl Call<'_> {
             } => {
                 again.rejoin = rejoin;
                 again.begun = blame != Blame::None;
-                let twice = blame == Blame::Shared && std::mem::replace(&mut again.suspected, true);
+                let before = &mut again.suspicion;
+                let shared = blame == Blame::Shared;
+                let twice = shared && std::mem::replace(&mut before.suspected, true);
                 if blame == Blame::Own || twice {
-                    again.blamed_again = std::mem::replace(&mut again.apart, true);
+                    before.blamed_again = std::mem::replace(&mut before.apart, true);
                 }
                 (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
             }
@@ -66,11 +68,17 @@ impl Call<'_> {
         (at, fair): (Instant, bool),
         again: &mut AttemptHistory<'_>,
     ) -> (Option<Outcome>, Result<Reply, Error>) {
-        let reply = match self.plan.asking {
+        let (reply, asking) = match self.plan.asking {
             true => self.without_asking(reply),
-            false => reply,
+            false => (reply, None),
         };
-        if let Some(error) = self.refusal_in(&reply) {
+        let refused = self.refusal_in(&reply);
+        // Without leave to ask it would be sent to and fro, and the reason never be told.
+        let refused = match (refused, asking) {
+            (Some(error), Some(not_allowed)) if error.is_redirect() => Some(not_allowed),
+            (refused, _) => refused,
+        };
+        if let Some(error) = refused {
             let outcome = self.judge_refusal(&error, again);
             return (Some(outcome), Err(error));
         }
@@ -91,20 +99,24 @@ impl Call<'_> {
         (Some(outcome), Ok(reply))
     }
 
-    /// Returns the reply without that to the ASKING ahead of it.
-    fn without_asking(&self, reply: Reply) -> Reply {
-        match (reply, self.payload) {
-            (Reply::Many(mut replies), Payload::Command(_)) if replies.len() == 2 => {
-                Reply::One(replies.pop().unwrap_or(Value::Nil))
-            }
-            (Reply::Many(mut replies), Payload::Pipeline(_) | Payload::Portions(_))
-                if !replies.is_empty() =>
-            {
-                replies.remove(0);
-                Reply::Many(replies)
-            }
-            (reply, _) => reply,
+    /// Returns the reply without that to the ASKING ahead of it, and the error by which that was
+    /// refused, if it was.
+    fn without_asking(&self, reply: Reply) -> (Reply, Option<Error>) {
+        let Reply::Many(mut replies) = reply else {
+            return (reply, None);
+        };
+        if replies.is_empty() {
+            return (Reply::Many(replies), None);
         }
+        let refused = match replies.remove(0) {
+            Value::ServerError(error) => Some(Error::refused(error)),
+            _ => None,
+        };
+        let reply = match self.payload {
+            Payload::Command(_) => Reply::One(replies.pop().unwrap_or(Value::Nil)),
+            Payload::Pipeline(_) | Payload::Portions(_) => Reply::Many(replies),
+        };
+        (reply, refused)
     }
 
     /// Judges a probe by its time; one with a longer deadline of its own may take it.
@@ -120,9 +132,7 @@ impl Call<'_> {
     /// Judges a timeout. A call that was given less time than usual has run out of its own, and
     /// tells nothing of the server: those that have more are not to be refused for its sake.
     fn judge_timeout(&self) -> Option<Outcome> {
-        let settings = &self.shared.settings;
-        let patience = settings.deadline.min(settings.response_idle_timeout);
-        (self.limit >= patience).then_some(Outcome::Failure)
+        (self.limit >= self.shared.settings.patience()).then_some(Outcome::Failure)
     }
 
     /// Returns the refusal in a reply, if it is one: of a single command any error; of a pipeline,

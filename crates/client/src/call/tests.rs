@@ -193,11 +193,16 @@ async fn c2_a_redirect_after_a_lost_attempt_proves_itself_and_not_what_came_befo
     let get = redis::cmd("GET").arg("k").to_owned();
     let payload = Payload::Command(&get);
     let plan = payload.plan(1, true).expect("it may be sent");
-    let (options, mut alone) = (CallOptions::new(), None);
+    let (options, mut carried) = (CallOptions::new(), Carried::default());
     let times = (clock::now(), shared.settings.deadline);
     let error = {
         let mut call = Box::pin(call_within(
-            &shared, payload, plan, &options, times, &mut alone,
+            &shared,
+            payload,
+            plan,
+            &options,
+            times,
+            &mut carried,
         ));
         assert!(futures_util::poll!(&mut call).is_pending());
         let job = submitted(&shared).drain().next().expect("it was sent");
@@ -225,5 +230,36 @@ async fn c2_a_redirect_after_a_lost_attempt_proves_itself_and_not_what_came_befo
     };
     assert!(matches!(error.kind(), ErrorKind::Server(_)), "{error}");
     assert_eq!(error.certainty(), Certainty::Unknown, "for who asks once");
-    assert_eq!(alone, Some(Certainty::Rejected), "so it is followed");
+    assert_eq!(
+        carried.alone,
+        Some(Certainty::Rejected),
+        "so it is followed"
+    );
+}
+
+#[tokio::test]
+async fn c16_an_asking_that_is_not_answered_as_such_ends_the_connection() {
+    use steadfast_drill::scripted::{Script, Server};
+
+    // A value of somebody else's in the place of the reply to ASKING.
+    let out_of_step = Script::new().handshake().read(2).send("$1\r\nx\r\n+OK\r\n");
+    let well = Script::new().handshake().echo(99);
+    let server = Server::start_each(vec![out_of_step, well]).await;
+    let server = server.expect("there is a port");
+    let builder = crate::Client::builder(&server.url()).expect("a good url");
+    let client = builder.connect().await.expect("it connects");
+    let set = redis::cmd("INCR").arg("k").to_owned();
+    let payload = Payload::Command(&set);
+    let plan = Plan {
+        asking: true,
+        ..payload.plan(1, true).expect("it may be sent")
+    };
+    let options = CallOptions::new();
+    let error = call(client.shared(), payload, plan, &options).await;
+    let error = error.expect_err("whose reply that is nobody knows");
+    assert_eq!(error.certainty(), Certainty::Unknown, "{error}");
+    assert!(error.to_string().contains("ASKING"), "{error}");
+    let echoed = client.send(redis::cmd("GET").arg("k")).await;
+    assert_eq!(echoed.expect("anew"), Value::BulkString(b"k".to_vec()));
+    assert_eq!(client.status().reconnects, 1);
 }

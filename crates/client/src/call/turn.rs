@@ -1,13 +1,17 @@
 //! The turn of a call among those whose keys belong to several connections.
 
+use redis::Value;
+use steadfast_core::conn::Reply;
+
 use super::plan::Payload;
-use super::{AttemptHistory, Call};
+use super::{AttemptHistory, Call, Carried};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
 use crate::link::crossing::{CrossingTurn, LinkSet};
 use crate::options::CallOptions;
 use crate::wire::queue::Gate;
+use crate::wire::words::OUT_OF_STEP;
 use futures_util::future::BoxFuture;
 
 impl Call<'_> {
@@ -43,6 +47,7 @@ impl Call<'_> {
         if link.queue.in_flight() == 0 && matches!(link.queue.gate(), Gate::Open) {
             return Ok(());
         }
+        let epoch = link.epoch();
         let ping = redis::cmd("PING");
         let payload = Payload::Command(&ping);
         let ping = Call {
@@ -53,15 +58,21 @@ impl Call<'_> {
             ..*self
         };
         let options = CallOptions::new();
-        let mut alone = None;
+        let mut carried = Carried::default();
         let answer = ping.run_from(
             clock::now(),
             AttemptHistory::default(),
             &options,
-            &mut alone,
+            &mut carried,
         );
         match answer.await {
-            Ok(_) => Ok(()),
+            Ok(Reply::One(Value::SimpleString(pong))) if pong == "PONG" => Ok(()),
+            // Whoever is behind it would get replies of others.
+            Ok(_) => {
+                link.reset(epoch, OUT_OF_STEP);
+                let cause = OUT_OF_STEP.into();
+                Err(Error::not_sent(ErrorKind::Lost { cause }))
+            }
             Err(error) => Err(Error::not_sent(error.kind().clone())),
         }
     }

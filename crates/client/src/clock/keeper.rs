@@ -120,7 +120,9 @@ fn run() {
             };
             (watched, due)
         };
-        wakers.into_iter().for_each(|sleeper| sleeper.waker.wake());
+        for sleeper in wakers {
+            guarded("a waker", || sleeper.waker.wake());
+        }
         if looks {
             look_at = now + EVERY;
         }
@@ -132,11 +134,58 @@ fn run() {
     }
 }
 
+/// Does it, though it may panic: what is woken is others' code, and the thread must outlive it.
+fn guarded<T>(what: &str, work: impl FnOnce() -> T) -> Option<T> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    done.inspect_err(|_| tracing::error!("{what} has panicked; the keeper of deadlines goes on"))
+        .ok()
+}
+
 /// Looks after all, outside the lock: wakers are others' code.
 fn look_after(mut watched: Vec<LookAfter>, now: Instant) {
     if watched.is_empty() {
         return;
     }
-    watched.retain_mut(|look| look(now));
+    watched.retain_mut(|look| guarded("a look at a connection", || look(now)).unwrap_or(true));
     KEPT.lock().watched.append(&mut watched);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
+
+    use steadfast_drill::waiting::until;
+
+    use super::*;
+
+    struct Panics(AtomicBool);
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+            panic!("a waker of the test's");
+        }
+    }
+
+    #[tokio::test]
+    async fn c19_whoever_panics_as_it_is_woken_ends_no_deadline_of_others() {
+        let looks = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&looks);
+        watch(move |_| {
+            let before = counted.fetch_add(1, Ordering::Relaxed);
+            assert!(before != 0, "the first look of the test's panics");
+            before < 1_000
+        });
+        let woken = Arc::new(Panics(AtomicBool::new(false)));
+        let waker = Arc::clone(&woken).into();
+        let mut sleep = pin!(sleep_until(clock::now() + Duration::from_millis(10)));
+        let polled = sleep.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        until("it is woken", || woken.0.load(Ordering::Relaxed)).await;
+        let looked = || looks.load(Ordering::Relaxed) > 2;
+        until("the others are looked at", looked).await;
+    }
 }

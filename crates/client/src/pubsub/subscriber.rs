@@ -10,13 +10,14 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::feed::Feed;
-use super::wire::{Asked, OUT_OF_STEP, SubscriberWire, parts};
+use super::wire::{Asked, SubscriberWire, parts};
 use super::{Done, PubSubEvent, SubscriptionChange, SubscriptionKind};
 use crate::clock;
 use crate::error::connect::ConnectError;
 use crate::link::connect::{ConnectRequest, Connector};
 use crate::link::shared::Shared;
 use crate::target::Protocol;
+use crate::wire::words::OUT_OF_STEP;
 
 /// Why a node of a cluster is left.
 const LEFT: &str =
@@ -31,6 +32,10 @@ pub(super) struct Subscriber {
     wanted: BTreeMap<(SubscriptionKind, Vec<u8>), Vec<Done>>,
     /// The time of the last byte of a connection on which every subscription stood.
     last_heard: Option<Instant>,
+    /// Whether the subscriptions stand, as far as the listener was told.
+    stands: bool,
+    /// The times that it failed in a row, after which it pauses.
+    failed: u32,
     rng: fastrand::Rng,
 }
 
@@ -49,11 +54,25 @@ impl Subscriber {
             feed,
             wanted: BTreeMap::new(),
             last_heard: None,
+            stands: false,
+            failed: 0,
+        }
+    }
+
+    /// Tells the listener that its task has ended, though the client is not closed.
+    pub(super) fn interrupted(&mut self, cause: &str, panicked: bool) {
+        self.lost(cause.into());
+        self.failed += u32::from(panicked);
+    }
+
+    fn lost(&mut self, cause: Arc<str>) {
+        if std::mem::take(&mut self.stands) {
+            self.feed.tell(PubSubEvent::Lost { cause });
         }
     }
 
     /// Ends when the client is closed.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(&mut self) {
         let shared = Arc::clone(&self.shared);
         tokio::select! {
             biased;
@@ -63,25 +82,32 @@ impl Subscriber {
     }
 
     async fn listen_for_ever(&mut self) {
-        let mut failed = 0u32;
+        if self.failed > 0 {
+            self.pause().await;
+        }
         loop {
             match self.connect().await {
                 Ok(mut wire) => {
                     let cause = self.serve(&mut wire).await;
                     tracing::debug!(%cause, "subscriber's connection lost");
                     if wire.resumed {
-                        self.feed.tell(PubSubEvent::Lost { cause });
+                        self.lost(cause);
                         // The first attempt after a loss is immediate.
-                        failed = 0;
+                        self.failed = 0;
                         continue;
                     }
                 }
                 Err(error) => tracing::debug!(%error, "subscriber cannot connect"),
             }
-            failed = failed.saturating_add(1);
-            let pause = self.shared.settings.reconnect.pause(failed, &mut self.rng);
-            self.meanwhile(tokio::time::sleep(pause)).await;
+            self.failed = self.failed.saturating_add(1);
+            self.pause().await;
         }
+    }
+
+    async fn pause(&mut self) {
+        let reconnect = &self.shared.settings.reconnect;
+        let pause = reconnect.pause(self.failed, &mut self.rng);
+        self.meanwhile(tokio::time::sleep(pause)).await;
     }
 
     async fn connect(&mut self) -> Result<SubscriberWire, ConnectError> {
@@ -162,7 +188,8 @@ impl Subscriber {
                 }
                 () = clock::sleep_fairly_until(tick) => wire.tick(&self.shared).await,
             };
-            if let Err(cause) = step {
+            let owed = wire.check_owed(tick, &self.shared);
+            if let Err(cause) = step.and(owed) {
                 return cause;
             }
         }
@@ -171,6 +198,7 @@ impl Subscriber {
     fn resume_if_confirmed(&mut self, wire: &mut SubscriberWire) {
         if !wire.resumed && wire.all_confirmed() {
             wire.resumed = true;
+            self.stands = true;
             let gap = self
                 .last_heard
                 .map(|heard| clock::now().saturating_duration_since(heard));

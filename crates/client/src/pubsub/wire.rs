@@ -19,7 +19,7 @@ use crate::link::rotation::Rotation;
 use crate::link::shared::Shared;
 use crate::target::{Address, Protocol};
 use crate::wire::stream::Stream;
-use crate::wire::words::text;
+use crate::wire::words::{OUT_OF_STEP, text};
 
 pub(super) struct SubscriberWire {
     pub(super) stream: Stream,
@@ -34,9 +34,11 @@ pub(super) struct SubscriberWire {
     pub(super) place: Option<Location>,
     decoder: Decoder,
     protocol: Protocol,
-    pinged_at: Option<Instant>,
-    /// The questions that the server has not answered, in the order in which it will.
-    asked: VecDeque<Asked>,
+    /// The beginning of the value of which the rest has not come yet.
+    begun_at: Option<Instant>,
+    /// The questions that the server has not answered, in the order in which it will, and when they
+    /// were asked.
+    asked: VecDeque<(Asked, Instant)>,
     /// Of a cluster's node: when it is asked next whether its cluster serves.
     ask_state_at: Option<Instant>,
     /// Whether it has said so.
@@ -55,6 +57,10 @@ pub(super) enum Asked {
     /// The ECHO behind an AUTH, of that.
     Proof(String),
 }
+
+/// So many times as long as a server may be silent, its answer to a question, or the rest of what it
+/// has begun to say, may be on its way: bytes are a sign of life, but not for ever.
+const ON_ITS_WAY: u32 = 20;
 
 /// A peer that takes nothing holds the subscriber up for so long.
 const WRITE: Duration = Duration::from_secs(1);
@@ -76,7 +82,7 @@ impl SubscriberWire {
             rotation: shared.credentials.rotation(established.credentials),
             decoder: Decoder::new(Limits::default()),
             protocol: established.facts.protocol,
-            pinged_at: None,
+            begun_at: None,
             asked: VecDeque::new(),
         }
     }
@@ -109,7 +115,7 @@ impl SubscriberWire {
     pub(super) fn authenticates(&self) -> bool {
         self.asked
             .iter()
-            .any(|asked| matches!(asked, Asked::Proof(_)))
+            .any(|(asked, _)| matches!(asked, Asked::Proof(_)))
     }
 
     /// Gives new credentials, with a proof behind them that they are answered: a server may swallow
@@ -124,13 +130,15 @@ impl SubscriberWire {
             return Err("new credentials, which RESP2 takes only anew".into());
         }
         let (nonce, echo) = connect::proof(rng);
-        self.asked.extend([Asked::Auth, Asked::Proof(nonce)]);
+        let now = clock::now();
+        let both = [Asked::Auth, Asked::Proof(nonce)];
+        self.asked.extend(both.map(|asked| (asked, now)));
         let both = [connect::auth(credentials), echo].concat();
         self.write(&both).await
     }
 
     async fn ask(&mut self, asked: Asked, command: &[u8]) -> Result<(), Arc<str>> {
-        self.asked.push_back(asked);
+        self.asked.push_back((asked, clock::now()));
         self.write(command).await
     }
 
@@ -149,7 +157,6 @@ impl SubscriberWire {
     /// Bytes came.
     pub(super) fn handle_input(&mut self) {
         self.heard_at = clock::now();
-        self.pinged_at = None;
     }
 
     /// The next thing that the server said, whole.
@@ -162,12 +169,17 @@ impl SubscriberWire {
             .decode(&self.input)
             .map_err(|error| Arc::from(error.to_string()))?;
         bytes::Buf::advance(&mut self.input, decoded.consumed);
+        let is_whole = decoded.value.is_some() || self.input.is_empty() && self.decoder.is_idle();
+        match is_whole {
+            true => self.begun_at = None,
+            false => drop(self.begun_at.get_or_insert(self.heard_at)),
+        }
         Ok(decoded.value)
     }
 
     /// Takes the question that an answer without a name belongs to: the oldest.
     pub(super) fn answered(&mut self) -> Option<Asked> {
-        self.asked.pop_front()
+        self.asked.pop_front().map(|(asked, _)| asked)
     }
 
     /// A reply that is no error, no message and no confirmation. It must be what the oldest
@@ -201,29 +213,44 @@ impl SubscriberWire {
 
     /// The server named what it has done. False if that was not asked.
     pub(super) fn done(&mut self, done: &Asked) -> bool {
-        let place = self.asked.iter().position(|asked| asked == done);
+        let place = self.asked.iter().position(|(asked, _)| asked == done);
         place.is_some_and(|place| self.asked.remove(place).is_some())
     }
 
     pub(super) fn all_confirmed(&self) -> bool {
-        let unconfirmed = |asked: &Asked| matches!(asked, Asked::Subscribe(..));
+        let unconfirmed = |(asked, _): &(Asked, Instant)| matches!(asked, Asked::Subscribe(..));
         !self.asked.iter().any(unconfirmed)
     }
 
+    /// When there is something to look at, should nothing come.
     pub(super) fn next_tick(&self, shared: &Shared) -> Instant {
-        let heartbeat = self.next_heartbeat(shared);
+        let silent = self.silent_until(shared);
         let state = self.ask_state_at.filter(|_| !self.authenticates());
-        state.map_or(heartbeat, |at| at.min(heartbeat))
+        let others = state.into_iter().chain(self.owed_until(shared));
+        others.fold(silent, Instant::min)
     }
 
-    fn next_heartbeat(&self, shared: &Shared) -> Instant {
-        match self.pinged_at {
-            Some(pinged) => pinged + shared.settings.response_idle_timeout,
+    fn silent_until(&self, shared: &Shared) -> Instant {
+        match self.pinged_at() {
+            Some(pinged) => pinged.max(self.heard_at) + shared.settings.response_idle_timeout,
             None => self.heard_at + shared.settings.heartbeat,
         }
     }
 
-    /// Sends a heartbeat if one is due; fails if the answer to the last one is late.
+    fn pinged_at(&self) -> Option<Instant> {
+        let mut pings = self.asked.iter().filter(|(asked, _)| *asked == Asked::Ping);
+        pings.next().map(|(_, at)| *at)
+    }
+
+    /// Until when the oldest question is to be answered, and a value that has begun to come is to
+    /// be whole.
+    fn owed_until(&self, shared: &Shared) -> Option<Instant> {
+        let asked = self.asked.front().map(|(_, at)| *at);
+        let since = asked.into_iter().chain(self.begun_at).min()?;
+        Some(since + shared.settings.response_idle_timeout * ON_ITS_WAY)
+    }
+
+    /// Sends a heartbeat if one is due; fails if nothing has come since the last one for too long.
     pub(super) async fn tick(&mut self, shared: &Shared) -> Result<(), Arc<str>> {
         let now = clock::now();
         if self.ask_state_at.is_some_and(|at| at <= now) && !self.authenticates() {
@@ -231,15 +258,38 @@ impl SubscriberWire {
             let question = encoded(&[b"CLUSTER", b"INFO"]);
             self.ask(Asked::State, &question).await?;
         }
-        if now < self.next_heartbeat(shared) {
+        if now < self.silent_until(shared) {
             return Ok(());
         }
-        if self.pinged_at.is_some() {
+        if self.pinged_at().is_some() {
             let overdue = shared.settings.response_idle_timeout;
             return Err(format!("no answer to a heartbeat within {overdue:?}").into());
         }
-        self.pinged_at = Some(now);
         self.ask(Asked::Ping, &encoded(&[b"PING"])).await
+    }
+
+    /// Fails if the server talks on and on, and never says what it owes: then it is not known what
+    /// may have been missed. Time that this process has lost is not the server's: it was to go on
+    /// at `due`.
+    pub(super) fn check_owed(&mut self, due: Instant, shared: &Shared) -> Result<(), Arc<str>> {
+        let now = clock::now();
+        if let Some(lost) = clock::lost(due, now) {
+            let times = self.asked.iter_mut().map(|(_, at)| at);
+            for at in times.chain(&mut self.begun_at) {
+                *at += lost;
+            }
+        }
+        match self.owed_until(shared) {
+            Some(until) if until <= now => {
+                let limit = shared.settings.response_idle_timeout * ON_ITS_WAY;
+                let what = match self.begun_at {
+                    Some(_) => "the rest of what the server has begun to say has not come",
+                    None => "what was asked was not answered, though the server talks,",
+                };
+                Err(format!("{what} within {limit:?}").into())
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -248,10 +298,6 @@ fn encoded(args: &[&[u8]]) -> Vec<u8> {
     encode::command(args.iter().copied(), &mut out);
     out
 }
-
-/// The reason why nothing more is believed of a connection.
-pub(super) const OUT_OF_STEP: &str =
-    "the server answered what was not asked: replies are out of step";
 
 /// Returns the parts of a message: an array in RESP2, a push in RESP3.
 pub(super) fn parts(value: Value) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {

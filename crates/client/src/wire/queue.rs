@@ -20,6 +20,7 @@ use steadfast_core::conn::{Batch, Conn, PIECE, Reply, Terms};
 use steadfast_core::policy::Bulkhead;
 use steadfast_core::policy::bulkhead::Full;
 
+use self::command::AskingCall;
 pub(crate) use self::command::{DriverCommand, Job, TxStep, TxSteps, TxTransition};
 pub(crate) use self::gate::{Gate, ORPHANED, Outage, UNATTENDED};
 use self::gate::{down, lost};
@@ -194,6 +195,17 @@ impl SubmitQueue {
         } else {
             Job::Call
         };
+        self.submit_as(job, submission, request)
+    }
+
+    /// Hands over a request behind an ASKING.
+    pub(crate) fn submit_asking(
+        &self,
+        submission: Submission,
+        request: impl Encode,
+    ) -> Result<Submitted, Error> {
+        let fenced = submission.only_fenced;
+        let job = |ticket| Job::Asking(Box::new(AskingCall { ticket, fenced }));
         self.submit_as(job, submission, request)
     }
 
@@ -392,7 +404,7 @@ impl SubmitQueue {
             queue.fenced = fenced;
             match fenced {
                 true => return,
-                false => queue.batch.take_out(|job, _| matches!(job, Job::Fenced(_))),
+                false => queue.batch.take_out(|job, _| job.needs_fence()),
             }
         };
         for ticket in turned.into_iter().filter_map(Job::into_ticket) {

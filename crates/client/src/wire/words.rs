@@ -53,3 +53,7 @@ pub(crate) fn info_field(info: &str, name: &str) -> Option<String> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(|value| value.trim().to_owned())
 }
+
+/// The reason why nothing more is believed of a connection.
+pub(crate) const OUT_OF_STEP: &str =
+    "the server answered what was not asked: replies are out of step";

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use steadfast::redis::{self, Value};
-use steadfast::{Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve};
+use steadfast::{
+    CallOptions, Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve,
+};
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis};
 use tokio::task::JoinSet;
@@ -115,11 +117,70 @@ async fn t6_a_key_that_has_migrated_ahead_of_its_slot_is_asked_for_and_nothing_r
     let replies = client.send_pipeline(&both).await.unwrap();
     let exec = Value::Array(vec![Value::Int(4), Value::Int(5)]);
     assert_eq!(replies.last(), Some(&exec));
+    // Whoever may not ask for it is told so, and not sent to and fro.
+    let may_ask = async |rule: &'static str| {
+        let importing = cluster.node(1);
+        let set = ["ACL", "SETUSER", "default", rule];
+        importing.command(&set).await.unwrap();
+    };
+    may_ask("-asking").await;
+    let before = client.status().cluster.unwrap().redirects;
+    let incr = client.send(&cmd(&format!("INCR {key}"))).await;
+    let transaction = client.send_pipeline(&both).await;
+    let after = client.status().cluster.unwrap().redirects;
+    may_ask("+asking").await;
+    for error in [incr.unwrap_err(), transaction.unwrap_err()] {
+        assert!(error.to_string().contains("'asking'"), "{error}");
+        assert_eq!(error.certainty(), Certainty::Rejected, "{error}");
+    }
+    assert_eq!(after - before, 2, "each was redirected once");
     cluster.end_migration(&slots, 0, 1).await.unwrap();
     let value = client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
     assert_eq!(value, Value::Int(6));
     let status = client.status();
     assert_eq!(status.breaker, "closed");
+    scripts_that_write_redirects(&cluster).await;
+    deadlines_that_are_too_short(&cluster).await;
+}
+
+/// T10: a script may write the words of a redirect, after it has counted. It is believed once, no
+/// route changes by it, and its caller is not told that nothing has run.
+async fn scripts_that_write_redirects(cluster: &Cluster) {
+    let client = client_of(cluster).await;
+    let key = &keys_of(cluster, 0, 1).await[0];
+    let (own, other) = (cluster.node(0).addr(), cluster.node(2).addr());
+    let own_address = Some(own.to_string());
+    for (word, to, times) in [("MOVED", own, 1), ("MOVED", other, 1), ("ASK", other, 1)] {
+        client.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
+        let words = format!("{word} {} {to}", slot(key));
+        let script = "redis.call('INCR', KEYS[1]) return redis.error_reply(ARGV[1])";
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(script).arg(1).arg(key).arg(&words);
+        let error = client.send(&eval).await.unwrap_err();
+        assert_eq!(error.certainty(), Certainty::Unknown, "{words}: {error}");
+        assert_eq!(counted(&client, key).await, times, "{words}: {error}");
+        assert_eq!(client.toward(key).node(), own_address, "{words}");
+    }
+}
+
+/// T4: a caller who gives its calls less time than they take learns nothing of the cluster, and is
+/// no reason to ask who serves.
+async fn deadlines_that_are_too_short(cluster: &Cluster) {
+    let client = client_of(cluster).await;
+    let key = &keys_of(cluster, 0, 1).await[0];
+    let get = cmd(&format!("GET {key}"));
+    client.send(&get).await.unwrap();
+    let discoveries = || client.status().cluster.unwrap().discoveries;
+    let before = discoveries();
+    let hasty = client.with(CallOptions::new().deadline(Duration::from_micros(1)));
+    let begun = now();
+    while now().duration_since(begun) < ms(1_700) {
+        hasty.send(&get).await.unwrap_err();
+        tokio::time::sleep(ms(5)).await;
+    }
+    // One may be due anyway, and a busy machine may be doubted.
+    let made = discoveries() - before;
+    assert!(made <= 2, "{made} discoveries");
 }
 
 #[tokio::test]

@@ -92,6 +92,50 @@ fn c19_a_client_outlives_its_runtime_and_goes_on_in_that_of_its_caller() {
 }
 
 #[test]
+fn c19_whoever_only_asks_whether_redis_is_available_hears_it_in_another_runtime_too() {
+    let (_alive, redis) = server();
+    let first = runtime();
+    let client = first.block_on(connect(&redis));
+    let mut pubsub = first.block_on(async {
+        let mut pubsub = client.pubsub();
+        pubsub.subscribe("news").await.unwrap();
+        let resumed = pubsub.next().await;
+        assert_eq!(resumed, Some(PubSubEvent::Resumed { gap: None }));
+        pubsub
+    });
+    drop(first);
+    assert!(client.available().is_none());
+    let second = runtime();
+    second.block_on(async {
+        until("it is available", || client.available().is_some()).await;
+        // A subscriber tells the loss, and goes on as well.
+        let lost = pubsub.next().await;
+        let is_lost = matches!(lost, Some(PubSubEvent::Lost { .. }));
+        assert!(is_lost, "{lost:?}");
+        let resumed = pubsub.next().await;
+        let is_resumed = matches!(resumed, Some(PubSubEvent::Resumed { gap: Some(_) }));
+        assert!(is_resumed, "{resumed:?}");
+        client.send(&cmd("PUBLISH news x")).await.unwrap();
+        let heard = pubsub.next().await;
+        let is_message = matches!(heard, Some(PubSubEvent::Message { .. }));
+        assert!(is_message, "{heard:?}");
+    });
+    // One that waits in a runtime as another ends.
+    let third = runtime();
+    third.block_on(async {
+        let control = pubsub.control();
+        std::thread::scope(|threads| threads.spawn(move || drop(second)).join()).unwrap();
+        control.subscribe("more").await.unwrap();
+        let lost = pubsub.next().await;
+        let is_lost = matches!(lost, Some(PubSubEvent::Lost { .. }));
+        assert!(is_lost, "{lost:?}");
+        drop(pubsub);
+        let error = control.subscribe("late").await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Closed), "{error}");
+    });
+}
+
+#[test]
 fn c19_a_call_waiting_in_another_runtime_survives_the_end_of_the_clients() {
     let (alive, redis) = server();
     let first = runtime();

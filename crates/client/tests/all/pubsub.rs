@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::AsyncCommands;
 use steadfast::{Client, PubSub, PubSubEvent};
 use steadfast_drill::process::Redis;
+use steadfast_drill::scripted::{Script, Server};
 
 use crate::support::{cmd, ms, now, pair, until};
 
@@ -247,4 +248,42 @@ async fn c13_sharded_channels_are_heard_and_outlive_their_connection_as_others_d
     }
     let again = pubsub.ssubscribe("orders").await;
     again.expect("one that was ended by its subscriber is no trouble");
+}
+
+#[tokio::test]
+async fn c13_a_server_that_talks_and_never_says_what_it_owes_is_left() {
+    let confirmed = ">3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n";
+    let message = ">3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n";
+    // A message without an end; and one message after the other, and no answer to what was asked.
+    let endless = Script::new().handshake().read(1).send(confirmed);
+    let endless = endless.send(format!("{message}$99999999\r\n"));
+    let deaf = Script::new().handshake().read(1);
+    let server = Server::start_each(vec![
+        // The client's own.
+        Script::new().handshake(),
+        endless.send_forever("x"),
+        deaf.send_forever(format!("{message}$1\r\nx\r\n")),
+        Script::new().handshake().read(1).send(confirmed),
+    ])
+    .await
+    .unwrap();
+    let builder = Client::builder(&server.url()).unwrap();
+    let builder = builder.response_idle_timeout(ms(100));
+    let client = builder.connect().await.unwrap();
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("news").await.unwrap();
+    assert_eq!(next(&mut pubsub).await, PubSubEvent::Resumed { gap: None });
+    let lost = next(&mut pubsub).await;
+    assert!(matches!(lost, PubSubEvent::Lost { .. }), "{lost:?}");
+    // Of the second connection messages may have been heard; it has never stood.
+    loop {
+        match next(&mut pubsub).await {
+            PubSubEvent::Message { .. } | PubSubEvent::Dropped { .. } => {}
+            event => {
+                let resumed = matches!(event, PubSubEvent::Resumed { gap: Some(_) });
+                assert!(resumed, "{event:?}");
+                return;
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use steadfast::redis::{Cmd, Value};
-use steadfast::{CallOptions, Client, ClientBuilder, ReadFrom};
+use steadfast::{CallOptions, Client, ClientBuilder, ErrorKind, Limits, ReadFrom};
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, Redis};
 
@@ -121,6 +121,8 @@ async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_c
     }
     cluster.end_migration(&slots, 0, 1).await.unwrap();
 
+    too_large_to_be_asked_for_everywhere(&cluster, &key).await;
+
     // One that does not get what is written any more is not read from when it is too old.
     until_served(&client, &key).await;
     let other = reading(&cluster).await;
@@ -183,6 +185,65 @@ async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_c
     for _ in 0..50 {
         assert_eq!(client.send(&get).await.unwrap(), text("later"));
     }
+}
+
+/// What ended the connection to a replica is asked of the primary once more at most, and what was
+/// too large to be taken from a replica is not asked of the primary.
+async fn too_large_to_be_asked_for_everywhere(cluster: &Cluster, key: &str) {
+    let (primary, replica) = (cluster.node(0), cluster.node(2));
+    let large = format!("{{{key}}}large");
+    let value = "x".repeat(4 << 20);
+    primary.command(&["SET", &large, &value]).await.unwrap();
+    let client = reading(cluster).await;
+    until_served(&client, &large).await;
+    let gets = async || {
+        let mut gets = [0_u64; 2];
+        for (server, gets) in [&replica, &primary].into_iter().zip(&mut gets) {
+            let calls = asked(server, "get").await;
+            *gets = calls.strip_prefix("calls=").unwrap().parse().unwrap();
+        }
+        gets
+    };
+    let get = cmd(&format!("GET {large}"));
+
+    let limits = Limits {
+        bulk_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let small = builder(cluster).read_from(ReadFrom::Replicas);
+    let small = small.reply_limits(limits).connect().await.unwrap();
+    until_served(&small, key).await;
+    let before = gets().await;
+    let error = small.send(&get).await.unwrap_err();
+    let too_large = matches!(error.kind(), ErrorKind::ReplyTooLarge { .. });
+    assert!(too_large, "{error}");
+    let after = gets().await;
+    assert_eq!(after[1], before[1], "the primary was not asked: {after:?}");
+
+    let bound = |limit: &'static str| async move {
+        for server in [cluster.node(0), cluster.node(2)] {
+            let set = ["CONFIG", "SET", "client-output-buffer-limit", limit];
+            server.command(&set).await.unwrap();
+        }
+    };
+    bound("normal 1mb 1mb 0").await;
+    let mut fewest = u64::MAX;
+    // What else is under way as a connection ends may be taken for the cause.
+    for _ in 0..5 {
+        until_served(&client, key).await;
+        let before = gets().await;
+        client.send(&get).await.unwrap_err();
+        let after = gets().await;
+        let times: u64 = after.iter().sum::<u64>() - before.iter().sum::<u64>();
+        if after[0] > before[0] {
+            fewest = fewest.min(times);
+        }
+        if fewest <= 2 {
+            break;
+        }
+    }
+    assert_eq!(fewest, 2, "of the replica once, and once of the primary");
+    bound("normal 0 0 0").await;
 }
 
 /// How old a replica may be that is started anew with older data.

@@ -44,11 +44,17 @@ pub enum Trigger {
     Doubt,
 }
 
+/// So many of the shortest pauses are the longest while all is well.
+const WHEN_WELL: u32 = 8;
+
 /// Whether a discovery has explained what triggered it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Explained {
-    /// The view has changed, or what was in doubt is well again.
+    /// The view has changed.
     Yes,
+    /// Nothing has changed, and what was in doubt is well (again). Whatever goes on raising doubts
+    /// does so for reasons of its own, and is asked after less often.
+    AllWell,
     /// Nothing has changed: the nodes may not have agreed yet, so they are asked again.
     NotYet,
 }
@@ -64,6 +70,8 @@ pub struct DiscoveryGate {
     contradicted: bool,
     /// A reason came while a discovery ran, whose answers may be older.
     again: bool,
+    /// The last discovery has explained what asked for it.
+    explained: bool,
     pause: Duration,
     /// The part of the pause that is waited for.
     share: f64,
@@ -83,6 +91,7 @@ impl DiscoveryGate {
             triggered: true,
             contradicted: false,
             again: false,
+            explained: false,
             started: None,
             regular: now,
         }
@@ -108,6 +117,12 @@ impl DiscoveryGate {
     pub fn poll(&mut self, now: Instant) -> bool {
         let due = self.poll_timeout().is_some_and(|at| at <= now);
         if due {
+            // After so long a calm this is another trouble than the last.
+            let calm = self.longest_when_well() * 2;
+            let rested = |at: Instant| now.saturating_duration_since(at) >= calm;
+            if self.explained && self.started.is_some_and(rested) {
+                self.pause = self.config.shortest;
+            }
             self.running = true;
             self.again = false;
             self.started = Some(now);
@@ -118,10 +133,16 @@ impl DiscoveryGate {
     /// Records the end of a discovery.
     pub fn finished(&mut self, explained: Explained, now: Instant) {
         self.running = false;
-        if explained == Explained::Yes {
+        self.explained = explained != Explained::NotYet;
+        if self.explained {
             self.triggered = self.again;
             self.contradicted &= self.again;
+        }
+        if explained == Explained::Yes {
             self.pause = self.config.shortest;
+        } else if explained == Explained::AllWell {
+            self.pause = (self.pause * 2).min(self.longest_when_well());
+            self.share = 1.0;
         } else if !self.again {
             self.pause = (self.pause * 2).min(self.config.longest);
             self.share = 1.0 - 0.25 * self.rng.f64();
@@ -129,6 +150,12 @@ impl DiscoveryGate {
         let spread = self.config.regular_spread;
         let shortened = self.config.regular.saturating_sub(spread);
         self.regular = now + shortened + spread.mul_f64(2.0 * self.rng.f64());
+    }
+
+    /// The longest pause while nothing has changed and all are well: a real trouble that begins
+    /// meanwhile is found out no later.
+    fn longest_when_well(&self) -> Duration {
+        (self.config.shortest * WHEN_WELL).min(self.config.longest)
     }
 
     /// Returns when the next discovery is due. `None` while one runs.

@@ -567,6 +567,36 @@ fn t4_a_trigger_is_followed_ever_less_often_until_a_view_explains_it() {
 }
 
 #[test]
+fn t4_doubts_that_never_change_anything_are_followed_less_often_and_a_new_trouble_at_once() {
+    let begun = start();
+    let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, begun);
+    let mut now = begun;
+    let mut discoveries = 0;
+    while now < begun + Duration::from_secs(10) {
+        gate.trigger(Trigger::Doubt);
+        if gate.poll(now) {
+            discoveries += 1;
+            gate.finished(Explained::AllWell, now);
+        }
+        now += ms(2);
+    }
+    assert!((8..=16).contains(&discoveries), "{discoveries} in 10 s");
+    // What was found out last was that all is well: a contradiction is followed as ever.
+    gate.trigger(Trigger::Contradiction);
+    assert!(gate.poll_timeout() <= Some(now + ms(100)));
+    while !gate.poll(now) {
+        now += ms(2);
+    }
+    gate.finished(Explained::AllWell, now);
+    // After a calm the next trouble has the short pauses again.
+    now += Duration::from_secs(5);
+    gate.trigger(Trigger::Doubt);
+    assert!(gate.poll(now));
+    gate.finished(Explained::NotYet, now);
+    assert!(gate.poll_timeout() <= Some(now + ms(200)));
+}
+
+#[test]
 fn t31_clients_that_lose_a_node_together_do_not_go_on_asking_in_step() {
     let now = start();
     let due: std::collections::BTreeSet<Instant> = (0..100)

@@ -207,9 +207,10 @@ impl Cluster {
             self.version.send_modify(|version| *version += 1);
         }
         let in_doubt = !self.doubted().is_empty();
-        match heard && !in_doubt && (changed || self.is_well()) {
-            true => Explained::Yes,
-            false => Explained::NotYet,
+        match heard && !in_doubt {
+            true if changed => Explained::Yes,
+            true if self.is_well() => Explained::AllWell,
+            _ => Explained::NotYet,
         }
     }
 

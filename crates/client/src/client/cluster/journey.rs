@@ -19,6 +19,7 @@ use steadfast_core::topology::Trigger;
 use super::node::{Node, may_go_on};
 use super::order::{Again, Entered, Entry, InLine, NOBODY, Places};
 use super::{Aim, Cluster};
+use crate::call::Suspicion;
 use crate::call::plan::{OwnPayload, Payload, Plan};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
@@ -120,6 +121,9 @@ pub(super) struct Journey<'a> {
     waits: u32,
     /// Whether an earlier attempt may have run.
     unknown: bool,
+    suspicion: Suspicion,
+    /// Whether its last attempt was redirected.
+    redirected: bool,
     /// The nodes at which an attempt that was given up may still run.
     abandoned_at: Vec<NodeId>,
     /// Its first attempt, if it was made elsewhere.
@@ -133,6 +137,7 @@ pub(super) struct Begun<'a> {
     pub(super) error: Error,
     /// Whether an earlier try at the same node may have run.
     pub(super) before: bool,
+    pub(super) suspicion: Suspicion,
     pub(super) places: Places<'a>,
 }
 
@@ -140,13 +145,28 @@ impl Cluster {
     /// A command, transaction or script whose keys have one slot.
     pub(super) async fn follow(
         &self,
+        place: (Slot, Option<u64>),
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
+    ) -> Result<Reply, Error> {
+        let suspicion = Suspicion::default();
+        self.follow_after(suspicion, place, payload, plan, options)
+            .await
+    }
+
+    /// The same, of one at which a connection to a replica may have ended.
+    pub(super) async fn follow_after(
+        &self,
+        suspicion: Suspicion,
         (slot, key): (Slot, Option<u64>),
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
-        let journey = self.journey((slot, key), payload, plan, options, limits);
+        let mut journey = self.journey((slot, key), payload, plan, options, limits);
+        journey.suspicion = suspicion;
         journey.finish().await
     }
 
@@ -176,6 +196,8 @@ impl Cluster {
             pauses: 0,
             waits: 0,
             unknown: false,
+            suspicion: Suspicion::default(),
+            redirected: false,
             abandoned_at: Vec::new(),
             begun: None,
         }
@@ -213,6 +235,7 @@ impl Journey<'_> {
             let (node, sent, attempted) = match self.begun.take() {
                 Some(begun) => {
                     self.places = Some(begun.places);
+                    self.suspicion = begun.suspicion;
                     let attempted = Attempted::Ended(Err(begun.error), begun.before);
                     (begun.node, begun.sent, attempted)
                 }
@@ -262,7 +285,9 @@ impl Journey<'_> {
                 }
                 Err(error) => error,
             };
-            let Some(next) = self.next(&node, &aim, (&error, before), sent) else {
+            let routing = self.routing(&node, &error);
+            let routed = routing.as_ref();
+            let Some(next) = self.next(&node, &aim, (&error, before, routed), sent) else {
                 let error = error.at_best(before);
                 if error.certainty() == Certainty::Unknown
                     || matches!(error.kind(), ErrorKind::Server(_))
@@ -271,8 +296,13 @@ impl Journey<'_> {
                 }
                 return Err(node.blame(error).at_best(self.unknown));
             };
-            let error = match self.routing(&error) {
-                Some(routing) if routing.follows() => error.proven_rejected(),
+            self.redirected = matches!(routing, Some(Routing::Moved(_) | Routing::Ask(_)));
+            let error = match routing {
+                Some(routing) if routing.follows() => {
+                    // Its words may be those of a script that has run.
+                    self.unknown |= self.is_of_script(&error);
+                    error.proven_rejected()
+                }
                 _ => error,
             };
             let unknown = before || error.certainty() == Certainty::Unknown;
@@ -329,7 +359,8 @@ impl Journey<'_> {
         };
         let payload = self.rest.as_ref().map_or(self.payload, OwnPayload::payload);
         let times = limits.of_attempt(self.hops + self.pauses + self.waits);
-        let mut attempt = pin!(node.attempt_apart(payload, plan, self.options, times));
+        let before = self.suspicion;
+        let mut attempt = pin!(node.attempt_after(payload, plan, self.options, times, before));
         let polled = match &mut self.places {
             None if self.apart => Poll::Pending,
             None => {
@@ -369,10 +400,11 @@ impl Journey<'_> {
                 }
             }
         };
-        let (result, before) = match polled {
+        let (result, before, suspicion) = match polled {
             Poll::Ready(ended) => ended,
             Poll::Pending => attempt.await,
         };
+        self.suspicion = suspicion;
         Attempted::Ended(result, before)
     }
 
@@ -448,23 +480,33 @@ impl Journey<'_> {
         &mut self,
         node: &Node,
         aim: &Aim,
-        (error, before): (&Error, bool),
+        (error, before, routing): (&Error, bool, Option<&Routing>),
         sent: Instant,
     ) -> Option<Next> {
         let cluster = self.cluster;
         let unknown = before || error.certainty() == Certainty::Unknown;
-        if let Some(routing) = self.routing(error) {
-            let next = self.next_by(node, &routing, (sent, unknown));
+        if let Some(routing) = routing {
+            let next = match (routing, self.is_of_script(error)) {
+                (Routing::Moved(redirect), true) => {
+                    let aim = cluster.pointed(node, redirect);
+                    Some(aim.map_or(Next::WhenKnown, Next::Go))
+                }
+                _ => self.next_by(node, routing, (sent, unknown)),
+            };
             let hops = matches!(next, Some(Next::Go(_) | Next::WhenKnown));
             return next.filter(|_| !hops || self.hops < MAX_HOPS);
         }
-        if matches!(
-            error.kind(),
-            ErrorKind::Lost { .. } | ErrorKind::Down { .. } | ErrorKind::Timeout { .. }
-        ) {
+        let doubts = match error.kind() {
+            ErrorKind::Lost { .. } | ErrorKind::Down { .. } => true,
+            // One that was given less time than usual has run out of its own.
+            ErrorKind::Timeout { deadline } => *deadline >= cluster.settings().patience(),
+            _ => false,
+        };
+        if doubts {
             cluster.trigger(Trigger::Doubt);
         }
-        if cluster.shared.is_closing() || !may_go_on(error, self.effect()) {
+        let goes_on = may_go_on(error, self.effect()) && !self.suspicion.blamed_again;
+        if cluster.shared.is_closing() || !goes_on {
             return None;
         }
         let owner = cluster.routes.owner(self.slot);
@@ -529,8 +571,15 @@ impl Journey<'_> {
         }
     }
 
-    /// Returns what an error says about who serves, if nobody but the server can have said it.
-    fn routing(&self, error: &Error) -> Option<Routing> {
+    /// Returns whether an error is in words that a script may have written.
+    fn is_of_script(&self, error: &Error) -> bool {
+        self.plan.errors == Errors::ProveNothing && error.certainty() != Certainty::Rejected
+    }
+
+    /// Returns what an error says about who serves, if nobody but the server can have said it. A
+    /// script may write any words: it is believed a redirect, but none to the very node that it was
+    /// asked of, and no second one in a row.
+    fn routing(&self, node: &Node, error: &Error) -> Option<Routing> {
         let ErrorKind::Server(said) = error.kind() else {
             return None;
         };
@@ -541,7 +590,9 @@ impl Journey<'_> {
             || match (self.plan.errors, self.payload) {
                 (Errors::ProveNothing, Payload::Command(cmd)) => {
                     let keys = command::key_names(command::arguments(cmd));
-                    names(self.slot) || is_try_again_for_script(code, details) && keys.count() > 1
+                    let follows = !self.redirected && !self.cluster.leads_to(&routing, node);
+                    names(self.slot) && follows
+                        || is_try_again_for_script(code, details) && keys.count() > 1
                 }
                 // Which of its arguments are keys only the server knows.
                 (Errors::OfNoKnownCommand, Payload::Command(cmd)) => {

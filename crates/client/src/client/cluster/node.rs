@@ -12,8 +12,8 @@ use steadfast_core::node::{Endpoint, NodeId};
 
 use super::whereabouts::{MemberFacts, Whereabouts};
 use crate::call;
-use crate::call::LastAlone;
 use crate::call::plan::{Payload, Plan};
+use crate::call::{Carried, Suspicion};
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
@@ -79,7 +79,8 @@ impl Node {
         options: &CallOptions,
         times: (Instant, Duration),
     ) -> Result<Reply, Error> {
-        self.attempt_once(payload, plan, options, times, &mut None)
+        let mut carried = Carried::default();
+        self.attempt_once(payload, plan, options, times, &mut carried)
             .await
     }
 
@@ -94,12 +95,34 @@ impl Node {
         options: &CallOptions,
         times: (Instant, Duration),
     ) -> (Result<Reply, Error>, bool) {
-        let mut alone = None;
-        let tried = self.attempt_once(payload, plan, options, times, &mut alone);
+        let tried = self.attempt_after(payload, plan, options, times, Suspicion::default());
+        let (result, before, _) = tried.await;
+        (result, before)
+    }
+
+    /// The same, of a call at which connections to other nodes may have ended: what is suspected of
+    /// it goes with it, and comes back with the result.
+    pub(super) async fn attempt_after(
+        &self,
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
+        times: (Instant, Duration),
+        suspicion: Suspicion,
+    ) -> (Result<Reply, Error>, bool, Suspicion) {
+        let mut carried = Carried {
+            suspicion,
+            ..Carried::default()
+        };
+        let tried = self.attempt_once(payload, plan, options, times, &mut carried);
         let result = tried.await;
+        let Carried { alone, suspicion } = carried;
         match alone {
-            None => (result, false),
-            Some(alone) => (result.map_err(|error| error.of_certainty(alone)), true),
+            None => (result, false, suspicion),
+            Some(alone) => {
+                let result = result.map_err(|error| error.of_certainty(alone));
+                (result, true, suspicion)
+            }
         }
     }
 
@@ -109,13 +132,13 @@ impl Node {
         plan: Plan,
         options: &CallOptions,
         (started, limit): (Instant, Duration),
-        alone: &mut LastAlone,
+        carried: &mut Carried,
     ) -> Result<Reply, Error> {
         let inner = &*self.client.inner;
         let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
         if plan.blocking.is_none() && !waits {
             let times = (started, limit);
-            return call::call_within(&inner.shared, payload, plan, options, times, alone).await;
+            return call::call_within(&inner.shared, payload, plan, options, times, carried).await;
         }
         let passed = clock::now().saturating_duration_since(started);
         let options = options.clone().deadline(limit.saturating_sub(passed));
@@ -125,7 +148,7 @@ impl Node {
             payload,
             plan,
             &options,
-            alone,
+            carried,
         );
         Box::pin(blocking).await
     }
@@ -178,7 +201,8 @@ impl Node {
         } else {
             LAST_ANSWERS
         };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        // Where the client's own tasks live: whoever finds out need not be in a runtime.
+        if let Ok(runtime) = self.client.inner.shared.runtime() {
             runtime.spawn(async move { self.client.close(limit).await });
         }
     }

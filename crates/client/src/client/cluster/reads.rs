@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 use super::Cluster;
 use super::journey::Limits;
 use super::node::Node;
+use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan};
 use crate::clock;
 use crate::error::{Error, ErrorKind};
@@ -200,12 +201,22 @@ impl Cluster {
         }
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
         let on = self.reads.on(&self.writes);
+        let mut suspicion = Suspicion::default();
         let answer = match self.fit_for(on, place.0, limits.started) {
             Some((one, fresh_for)) => {
                 let limit = fresh_for.min(limits.limit / 2);
                 let once = options.clone().attempts(1);
                 let times = (limits.started, limit);
-                let answer = one.node.attempt(payload, plan.clone(), &once, times).await;
+                let asked =
+                    (one.node).attempt_after(payload, plan.clone(), &once, times, suspicion);
+                let (answer, _, suspected) = asked.await;
+                suspicion = suspected;
+                // By the primary it would be as large.
+                if let Err(error) = &answer
+                    && matches!(error.kind(), ErrorKind::ReplyTooLarge { .. })
+                {
+                    return answer;
+                }
                 let answer = answer.ok().filter(|answer| is_something(cmd, answer));
                 answer.filter(|_| one.stands())
             }
@@ -222,7 +233,8 @@ impl Cluster {
         }
         let left = limits.deadline.saturating_duration_since(clock::now());
         let rest = options.clone().deadline(left);
-        let result = self.follow(place, payload, plan, &rest).await;
+        let followed = self.follow_after(suspicion, place, payload, plan, &rest);
+        let result = followed.await;
         result.map_err(|error| match error.kind() {
             ErrorKind::Timeout { .. } => {
                 let at = error.at().map(Arc::from);

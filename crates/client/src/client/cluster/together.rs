@@ -21,6 +21,7 @@ use super::Cluster;
 use super::journey::{Begun, Limits};
 use super::node::Node;
 use super::order::{Entry, Places, hash_of_key};
+use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan, many, one};
 use crate::clock;
 use crate::error::Error;
@@ -99,8 +100,8 @@ impl Cluster {
             let links = self.settings().connections;
             let plan = whole.plan.of_portions(&portions, whole.plan.effect, links);
             let (payload, sent) = (Payload::Portions(&portions), clock::now());
-            let times = whole.limits.of_attempt(0);
-            let mut attempt = pin!(node.attempt_apart(payload, plan, whole.options, times));
+            let (times, before) = (whole.limits.of_attempt(0), Suspicion::default());
+            let mut attempt = pin!(node.attempt_after(payload, plan, whole.options, times, before));
             let owns = |slot: Slot| self.routes.owner(slot) == Some(node.number);
             let stands = |slot: Slot| owns(slot) && !node.is_retired();
             let entered = self
@@ -138,7 +139,7 @@ impl Cluster {
     async fn taken_apart(
         &self,
         numbers: &[usize],
-        (result, before): (Result<Reply, Error>, bool),
+        (result, before, suspicion): (Result<Reply, Error>, bool, Suspicion),
         (node, sent, mut places): (&Arc<Node>, Instant, Places<'_>),
         whole: Whole<'_>,
     ) -> Vec<(usize, Outcome)> {
@@ -169,6 +170,7 @@ impl Cluster {
                     sent,
                     error,
                     before,
+                    suspicion,
                     places: places.split_off(whole.part(number).slot()),
                 };
                 (number, begun)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use steadfast_core::node::{AnnouncedHost, Endpoint, NodeId};
-use steadfast_core::redirect::Redirect;
+use steadfast_core::redirect::{Redirect, Routing};
 use steadfast_core::report::ClusterReport;
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::{Changes, Member, MemberIndex, Moved, Topology, Trigger, View};
@@ -62,6 +62,27 @@ impl Cluster {
             }
             Moved::Nowhere => None,
         }
+    }
+
+    /// Returns where a script goes on that was answered MOVED. The words may be its own, so nothing
+    /// is learnt from them but that it is time to ask.
+    pub(super) fn pointed(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
+        self.trigger(Trigger::Doubt);
+        let endpoint = self.translated(redirect).endpoint(&by.endpoint().host)?;
+        Some(Aim::At {
+            endpoint,
+            asking: false,
+        })
+    }
+
+    /// Whether this is a redirect to the node that was asked.
+    pub(super) fn leads_to(&self, routing: &Routing, asked: &Node) -> bool {
+        let (Routing::Moved(redirect) | Routing::Ask(redirect)) = routing else {
+            return false;
+        };
+        let at = asked.endpoint();
+        let named = self.translated(redirect).endpoint(&at.host);
+        named.is_some_and(|named| named == at || self.find_at(&named) == Some(asked.number))
     }
 
     /// Returns where a command goes that was answered ASK.

@@ -1,5 +1,6 @@
 //! Replies: to whom they go, and what they say of the server.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,9 @@ use steadfast_core::certainty::{Refusal, refusal};
 use steadfast_core::conn::{Conn, Incoming, Reply};
 
 use super::{Authentication, Driver, End, Signal, patience};
+use crate::error::Certainty;
 use crate::wire::queue::{Job, Left};
-use crate::wire::slot::Ended;
+use crate::wire::slot::{Blame, Ended};
 
 /// Replies handed out before callers get their turn: an eighth of those that wait, within these.
 /// Small waves keep callers and server at work at the same time; larger ones, where many wait, make
@@ -103,7 +105,7 @@ impl Driver {
         if let Reply::One(Value::ServerError(error)) = reply {
             self.listen(error);
         }
-        let patient = !fair || matches!(job, Job::Call(_) | Job::Fenced(_)) && given > self.usual;
+        let patient = !fair || job.is_call() && given > self.usual;
         if !patient {
             self.last_took = Some(took);
         }
@@ -128,6 +130,19 @@ impl Driver {
         match job {
             Job::Call(ticket) | Job::Fenced(ticket) => {
                 ticket.end(Ended::Answered { reply, at, fair });
+            }
+            Job::Asking(asking) if is_asked(&reply) => {
+                asking.ticket.end(Ended::Answered { reply, at, fair });
+            }
+            Job::Asking(asking) => {
+                let end = out_of_step("ASKING");
+                asking.ticket.end(Ended::Lost {
+                    certainty: Certainty::Unknown,
+                    cause: Arc::clone(&end.cause),
+                    rejoin: None,
+                    blame: Blame::None,
+                });
+                return Err(end);
             }
             Job::TxTransition(transition) => {
                 // First what has waited for the end: the caller's next command comes after it.
@@ -190,6 +205,15 @@ fn out_of_step(asked: &str) -> End {
     let mut end = End::network(cause);
     end.deaf = true;
     end
+}
+
+/// Returns whether the first of these replies is one to an ASKING.
+fn is_asked(reply: &Reply) -> bool {
+    let first = match reply {
+        Reply::One(first) => Some(first),
+        Reply::Many(replies) => replies.first(),
+    };
+    matches!(first, Some(Value::Okay | Value::ServerError(_)))
 }
 
 /// Returns whether a reply says nothing good of the server: a refusal that is not the command's own

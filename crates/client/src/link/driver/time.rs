@@ -109,8 +109,7 @@ impl Driver {
                 }
                 Lapse::Unresponsive { quiet } => {
                     self.overdue_since = now.checked_sub(quiet).or(Some(now));
-                    let calls = |job: &Job| matches!(job, Job::Call(_) | Job::Fenced(_));
-                    let last = conn.latest_deadline(calls);
+                    let last = conn.latest_deadline(Job::is_call);
                     let _ = self.signals.send(Signal::Unresponsive {
                         quiet,
                         last,

@@ -17,6 +17,8 @@ pub(crate) enum Job {
     Call(Ticket),
     /// A call that may have run already: only for a connection that can fence its predecessors.
     Fenced(Ticket),
+    /// A call behind an ASKING.
+    Asking(Box<AskingCall>),
     /// A call that begins or ends a transaction.
     TxTransition(Box<TxTransition>),
     /// A PING of the driver's own.
@@ -35,6 +37,7 @@ impl Job {
     pub(crate) fn into_ticket(self) -> Option<Ticket> {
         match self {
             Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
+            Self::Asking(asking) => Some(asking.ticket),
             Self::TxTransition(transition) => Some(transition.ticket),
             Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
         }
@@ -43,8 +46,23 @@ impl Job {
     fn ticket(&self) -> Option<&Ticket> {
         match self {
             Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
+            Self::Asking(asking) => Some(&asking.ticket),
             Self::TxTransition(transition) => Some(&transition.ticket),
             Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
+        }
+    }
+
+    /// Returns whether it is a call, and no step of a transaction.
+    pub(crate) fn is_call(&self) -> bool {
+        matches!(self, Self::Call(_) | Self::Fenced(_) | Self::Asking(_))
+    }
+
+    /// Returns whether only a connection that can fence its predecessors may carry it.
+    pub(super) fn needs_fence(&self) -> bool {
+        match self {
+            Self::Fenced(_) => true,
+            Self::Asking(asking) => asking.fenced,
+            _ => false,
         }
     }
 
@@ -94,6 +112,14 @@ pub(crate) enum TxStep {
 
 /// The steps of a request, each with the place of its reply.
 pub(crate) type TxSteps = Vec<(usize, TxStep)>;
+
+/// A call behind an ASKING of our own, whose reply comes first.
+#[derive(Debug)]
+pub(crate) struct AskingCall {
+    pub(crate) ticket: Ticket,
+    /// See [`Job::Fenced`].
+    pub(super) fenced: bool,
+}
 
 /// A request that begins or ends a transaction.
 #[derive(Debug)]
