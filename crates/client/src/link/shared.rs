@@ -307,3 +307,37 @@ fn breaker_cause(cause: Cause) -> String {
         other => format!("{other:?}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::target::Target;
+
+    #[tokio::test(start_paused = true)]
+    async fn c8_a_task_of_the_client_that_panics_is_begun_anew_and_counted() {
+        let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+        let shared = Shared::new(settings, crate::clock::now()).expect("good settings");
+        let shared = Arc::new(shared);
+        let panicked = Arc::new(AtomicBool::new(false));
+        let (again, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        let keeps = Arc::clone(&shared);
+        let task = move || {
+            let (keeps, panicked) = (Arc::clone(&keeps), Arc::clone(&panicked));
+            let again = again.clone();
+            async move {
+                assert!(panicked.swap(true, Ordering::Relaxed), "its own mistake");
+                let _ = again.send(());
+                keeps.closing().await;
+            }
+        };
+        let kept = tokio::spawn(Arc::clone(&shared).kept(task));
+        assert_eq!(begun.recv().await, Some(()));
+        assert_eq!(shared.links[0].view.lock().stuck_resets, 1);
+        // It ends with the client.
+        shared.close();
+        assert!(kept.await.is_ok());
+        assert_eq!(shared.links[0].view.lock().stuck_resets, 1);
+    }
+}
