@@ -28,6 +28,11 @@ impl Printer {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "an example shows what it does")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a beginning; from there on it counts itself"
+)]
 fn main() -> Result<(), InvalidSetting> {
     let began = Instant::now();
     let mut now = began;

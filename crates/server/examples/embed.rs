@@ -27,6 +27,7 @@ fresh = "1m"
 stale = "5m"
 "#;
 
+#[expect(clippy::print_stdout, reason = "an example shows what it does")]
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let redis = var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
