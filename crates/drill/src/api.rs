@@ -55,8 +55,9 @@ pub struct Wanted {
     /// Whether it takes connections. Default: yes.
     pub enabled: Option<bool>,
     /// Not of Toxiproxy: whether RESP toxics take hold of connections that are open already, at the
-    /// cost of a parse of all bytes.
-    pub resp: bool,
+    /// cost of a parse of all bytes. Default: no; a proxy that is there already stays as it is, and
+    /// one of which this is changed begins anew, which ends its connections.
+    pub resp: Option<bool>,
     /// The toxics that it is made with. A proxy that is there already keeps its own, as in
     /// Toxiproxy, whose clients send back what they once read.
     #[serde(deserialize_with = "routes::toxics_of")]
@@ -217,7 +218,7 @@ impl Wanted {
         Ok(ProxyPlan {
             listen: self.place().await?.unwrap_or(ANYWHERE),
             upstream: self.upstream,
-            resp: self.resp,
+            resp: self.resp.unwrap_or_default(),
             enabled: self.enabled.unwrap_or(true),
             toxics: self.toxics,
         })

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 /// Faults and their times, in order of their beginning. Times are whole milliseconds from the
 /// schedule's start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// The seed that it was drawn from.
     pub seed: u64,
@@ -30,6 +31,7 @@ pub struct Schedule {
 
 /// A fault and its time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ScheduledFault {
     /// When it begins, in milliseconds.
     pub at_ms: u64,
@@ -41,7 +43,7 @@ pub struct ScheduledFault {
 
 /// A fault of a schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Breakage {
     /// The wire, by a fault of the proxy.
@@ -328,6 +330,22 @@ mod tests {
 
     fn written(schedule: &Schedule) -> String {
         serde_json::to_string(schedule).unwrap()
+    }
+
+    #[test]
+    fn d1_a_schedule_with_a_word_that_means_nothing_is_refused() {
+        let kill = r#"{"at_ms":1,"for_ms":2,"breaks":"kill"}"#;
+        let whole = format!(r#"{{"seed":1,"entries":[{kill}]}}"#);
+        let read = |text: &str| serde_json::from_str::<Schedule>(text);
+        assert_eq!(read(&whole).unwrap().entries.len(), 1);
+        for (word, wrong) in [
+            ("\"seed\":1", "\"seed\":1,\"sead\":2"),
+            ("\"for_ms\":2", "\"for_ms\":2,\"form_ms\":3"),
+            ("\"kill\"", "{\"kill\":null,\"freeze\":null}"),
+        ] {
+            let wrong = whole.replace(word, wrong);
+            assert!(read(&wrong).is_err(), "{wrong}");
+        }
     }
 
     proptest! {

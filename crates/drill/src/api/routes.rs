@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use axum::body::Bytes;
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -41,6 +41,7 @@ pub fn router(proxies: Proxies) -> Router {
                 .delete(remove_toxic),
         )
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "no such path"))
+        .layer(middleware::from_fn(to_the_end))
         .layer(middleware::from_fn(no_browsers))
         .with_state(proxies)
 }
@@ -64,6 +65,21 @@ async fn no_browsers(request: Request, next: Next) -> Response {
         return Refusal::new(StatusCode::FORBIDDEN, "User agent not allowed").into_response();
     }
     next.run(request).await
+}
+
+/// Does what is asked to its end, though whoever has asked hangs up: a change that is dropped in its
+/// midst would leave half of it.
+async fn to_the_end(request: Request, next: Next) -> Response {
+    if request.method() == Method::GET {
+        return next.run(request).await;
+    }
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            Refusal::new(status, "the change has failed half way").into_response()
+        }
+    }
 }
 
 async fn list(State(proxies): State<Proxies>) -> Json<BTreeMap<String, ShownProxy>> {
@@ -99,21 +115,23 @@ async fn populate(State(proxies): State<Proxies>, body: Bytes) -> Result<Respons
     }
     let mut planned = Vec::new();
     for one in wanted {
-        let (name, place) = (one.name.clone(), one.place().await?);
-        planned.push((name, place, one.plan().await?));
+        let (name, resp, place) = (one.name.clone(), one.resp, one.place().await?);
+        planned.push((name, (place, resp), one.plan().await?));
     }
     let mut all = proxies.all.lock().await;
     let stays = |all: &BTreeMap<String, ListedProxy>,
                  name: &str,
-                 place: &Option<SocketAddr>,
+                 (place, resp): &(Option<SocketAddr>, Option<bool>),
                  plan: &ProxyPlan| {
         all.get(name).is_some_and(|there| {
-            there.proxy.upstream() == plan.upstream && same_place(*place, there.proxy.addr())
+            there.proxy.upstream() == plan.upstream
+                && same_place(*place, there.proxy.addr())
+                && resp.is_none_or(|resp| resp == there.resp)
         })
     };
     let mut new: Vec<(&String, &ProxyPlan)> = Vec::new();
-    for (name, place, plan) in &planned {
-        if !stays(&all, name, place, plan) {
+    for (name, said, plan) in &planned {
+        if !stays(&all, name, said, plan) {
             new.push((name, plan));
         }
     }
@@ -197,6 +215,9 @@ async fn update(
     if !wanted.upstream.is_empty() {
         check_upstream(&wanted.upstream)?;
     }
+    if !wanted.name.is_empty() && wanted.name != name {
+        return Err(Refusal::bad("name cannot be changed"));
+    }
     let place = wanted.place().await?;
     let mut all = proxies.all.lock().await;
     let entry = all.get_mut(&name).ok_or_else(Refusal::no_proxy)?;
@@ -205,11 +226,12 @@ async fn update(
     if !wanted.upstream.is_empty() {
         plan.upstream = wanted.upstream;
     }
+    plan.resp = wanted.resp.unwrap_or(before.resp);
     let stays = same_place(place, before.listen);
     if !stays {
         plan.listen = place.unwrap_or(ANYWHERE);
         *entry = proxies.start(&plan).await?;
-    } else if plan.upstream != before.upstream {
+    } else if plan.upstream != before.upstream || plan.resp != before.resp {
         // The new one takes the old one's port.
         let nowhere = ProxyPlan {
             listen: ANYWHERE,

@@ -531,3 +531,73 @@ async fn d7_toxics_given_at_creation_are_applied_and_unknown_members_refused() {
     let (_, toxics) = ask(&router, "GET", "/proxies/p/toxics", Value::Null).await;
     assert_eq!(toxics[0], whole, "an update leaves them as they are");
 }
+
+#[tokio::test]
+async fn d7_whoever_hangs_up_in_the_midst_of_a_change_leaves_no_half_of_it() {
+    let router = router(Proxies::new(1));
+    let old = json!({ "name": "old", "upstream": "127.0.0.1:1" });
+    let (_, shown) = ask(&router, "POST", "/proxies", old).await;
+    for path in ["/populate", "/proxies/old"] {
+        for polls in 1..40 {
+            // Another upstream each time, on the port that the one before has.
+            let upstream = format!("127.0.0.1:{}", 1 + polls % 2);
+            let moved = json!({ "name": "old", "listen": shown["listen"], "upstream": upstream });
+            let body = match path {
+                "/populate" => json!([moved]),
+                _ => moved,
+            };
+            let mut asked = Box::pin(ask(&router, "POST", path, body));
+            for _ in 0..polls {
+                if futures_util::poll!(&mut asked).is_ready() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(asked);
+            let (_, left) = ask(&router, "GET", "/proxies", Value::Null).await;
+            let listen = &left["old"]["listen"];
+            assert_eq!(listen, &shown["listen"], "{path}, {polls} polls: {left}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_what_is_said_of_a_proxy_that_is_there_is_honoured_or_refused() {
+    let redis = Redis::start().await.unwrap();
+    let router = router(Proxies::new(1));
+    let upstream = redis.addr().to_string();
+    let mut made = json!({ "name": "p", "upstream": upstream });
+    let (_, shown) = ask(&router, "POST", "/proxies", made.clone()).await;
+    made["listen"] = shown["listen"].clone();
+    let url = format!("redis://{}", shown["listen"].as_str().unwrap());
+    let renamed = json!({ "name": "q" });
+    let (status, said) = ask(&router, "POST", "/proxies/p", renamed).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{said}");
+    let mut taken_hold = Vec::new();
+    for (path, member, resp) in [
+        ("/proxies/p", "resp", true),
+        ("/proxies/p", "enabled", true),
+        ("/populate", "resp", false),
+        ("/populate", "enabled", true),
+    ] {
+        let mut change = made.clone();
+        change[member] = json!(if member == "resp" { resp } else { true });
+        let body = match path {
+            "/populate" => json!([change]),
+            _ => change,
+        };
+        let (status, said) = ask(&router, "POST", path, body).await;
+        assert!(status.is_success(), "{said}");
+        let client = redis::Client::open(url.as_str()).unwrap();
+        let mut open = client.get_multiplexed_async_connection().await.unwrap();
+        let () = open.set("key", 1).await.unwrap();
+        let loading = json!({ "type": "resp_error", "name": "loading",
+            "attributes": { "error": "loading", "commands": ["GET"] } });
+        let (status, said) = ask(&router, "POST", "/proxies/p/toxics", loading).await;
+        assert_eq!(status, StatusCode::OK, "{said}");
+        taken_hold.push(open.get::<_, i32>("key").await.is_err());
+        let gone = "/proxies/p/toxics/loading";
+        ask(&router, "DELETE", gone, Value::Null).await;
+    }
+    assert_eq!(taken_hold, [true, true, false, false]);
+}

@@ -71,7 +71,7 @@ impl Args {
                 name: self.name.clone(),
                 listen: self.listen,
                 upstream: upstream.clone(),
-                resp: true,
+                resp: Some(true),
                 ..Wanted::default()
             };
             let address = proxies.create(wanted).await;
