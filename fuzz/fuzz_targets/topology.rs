@@ -78,11 +78,14 @@ fuzz_target!(|data: &[u8]| {
                     .collect();
                 council.learn(&peers, now);
             }
-            4 => gate.trigger(if c % 2 == 0 {
-                Trigger::Doubt
-            } else {
-                Trigger::Contradiction
-            }),
+            4 => {
+                let trigger = match c % 3 {
+                    0 => Trigger::Doubt,
+                    1 => Trigger::Contradiction,
+                    _ => Trigger::Loss,
+                };
+                gate.trigger(trigger, now);
+            }
             5 => {
                 if gate.poll(now) {
                     assert_eq!(gate.poll_timeout(), None);

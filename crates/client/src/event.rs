@@ -165,6 +165,17 @@ pub enum EventKind {
         /// The relation of its data to that of the primary before.
         history: FailoverHistory,
     },
+    /// A seed of a cluster leads to another one: its name or address may belong to others now. Told
+    /// once of each node that answers there.
+    OtherCluster {
+        /// The address at which the other one answers.
+        address: String,
+        /// The id of the node that answers (`CLUSTER MYID`); empty if it does not tell.
+        id: String,
+        /// Whether it is taken for ours, made anew, because no node answers that knows a member of
+        /// ours. Else it is not believed.
+        believed: bool,
+    },
     /// The connection is lost and replaced again and again. From here on the history holds this one
     /// entry, which grows, in place of each loss; listeners hear of it once a second at most, and
     /// of what it consists of as ever.
@@ -194,6 +205,7 @@ named! {
         StuckReset => "stuck_reset",
         Closed => "closed",
         FailedOver => "failed_over",
+        OtherCluster => "other_cluster",
         Flapping => "flapping",
         FlappingEnded => "flapping_ended",
     }

@@ -8,6 +8,7 @@
 mod answers;
 mod chosen;
 mod discovery;
+mod hunt;
 mod journey;
 mod node;
 mod order;
@@ -23,18 +24,20 @@ mod together;
 mod view;
 mod whereabouts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use steadfast_core::node::Endpoint;
+use steadfast_core::node::{Endpoint, NodeId};
+use steadfast_core::report::Migration;
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::{DiscoveryGate, DiscoveryGateConfig, Topology, Trigger};
 use tokio::sync::{Notify, watch};
 
 pub(crate) use self::discovery::watch as keep_view;
+use self::hunt::LeftBehind;
 use self::journey::Limits;
 use self::node::Node;
 use self::order::InOrder;
@@ -76,6 +79,7 @@ pub(crate) struct Cluster {
     reads: ReplicaReads,
     writes: Arc<OwnWrites>,
     order: InOrder,
+    left_behind: Arc<LeftBehind>,
     /// The bytes that wait for all nodes together.
     total_bytes: Arc<TotalBytes>,
     known: Mutex<Known>,
@@ -100,6 +104,12 @@ struct Known {
     heard: Option<Instant>,
     /// When a node last answered that knows a member, whether it serves or not.
     kin_heard: Option<Instant>,
+    /// The nodes of other clusters that were told of, and whether they were believed.
+    strangers: BTreeSet<(String, bool)>,
+    /// The slots on their way, as the nodes say from which they go and to which they come.
+    migrations: BTreeMap<NodeId, Vec<Migration>>,
+    /// The nodes that have to be asked themselves, for what only they know.
+    to_ask: BTreeSet<NodeId>,
     /// Why the last discovery found none.
     error: Option<Arc<str>>,
     /// The questions that nodes do not allow to be asked.
@@ -140,6 +150,7 @@ impl Cluster {
                 now,
             )),
             order: InOrder::new(shared.settings.in_flight),
+            left_behind: Arc::new(LeftBehind::new(&shared)),
             total_bytes: Arc::new(TotalBytes::new(shared.settings.buffered_bytes)),
             writes: Arc::new(OwnWrites::new(now, shared.settings.max_lag)),
             shared,
@@ -155,6 +166,9 @@ impl Cluster {
                 first_heard: None,
                 heard: None,
                 kin_heard: None,
+                strangers: BTreeSet::new(),
+                migrations: BTreeMap::new(),
+                to_ask: BTreeSet::new(),
                 error: None,
                 not_allowed: BTreeSet::new(),
             }),
@@ -225,6 +239,9 @@ impl Cluster {
         // What one node takes is given to all, and to the subscribers, which belong to none.
         shared.credentials = Arc::clone(&self.shared.credentials);
         let shared = Arc::new(shared);
+        for identity in self.left_behind.on(&id) {
+            shared.fences.fence(Some(identity));
+        }
         let settings = Arc::clone(&shared.settings);
         let whereabouts = Arc::new(Whereabouts::new(Arc::clone(&settings), member));
         let transport = Arc::clone(&whereabouts) as Arc<dyn Transport>;

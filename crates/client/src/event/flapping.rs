@@ -176,6 +176,7 @@ pub(crate) fn is_part(kind: &EventKind) -> bool {
         | EventKind::CredentialsFailed { .. }
         | EventKind::StuckReset { .. }
         | EventKind::FailedOver { .. }
+        | EventKind::OtherCluster { .. }
         | EventKind::Closed { .. }
         | EventKind::Flapping { .. }
         | EventKind::FlappingEnded { .. } => false,

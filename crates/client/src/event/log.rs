@@ -78,6 +78,20 @@ fn log_aloud(connection: usize, kind: &EventKind) {
             ?history,
             "redis failed over to another primary"
         ),
+        EventKind::OtherCluster {
+            address,
+            id,
+            believed: false,
+        } => tracing::warn!(
+            address,
+            id,
+            "a seed leads to another cluster, which is not believed while members of this one answer"
+        ),
+        EventKind::OtherCluster { address, id, .. } => tracing::error!(
+            address,
+            id,
+            "no node of the cluster answers, and a seed leads to another one: taken for ours, made anew"
+        ),
         EventKind::Flapping(state) => log_flapping(connection, state),
         EventKind::FlappingEnded(state) => log_steady(connection, state),
         EventKind::Recovered { .. }

@@ -32,7 +32,7 @@ use crate::link::fence::Fence;
 use crate::membership::Membership;
 use crate::resolve::race;
 use crate::settings::Settings;
-use crate::target::Protocol;
+use crate::target::{Protocol, Role};
 use crate::task::Owned;
 use crate::wire::identity::Identity;
 use crate::wire::stream::Stream;
@@ -162,6 +162,22 @@ impl Connector {
             transport,
             waits_for: WaitsFor::default(),
         }
+    }
+
+    /// Returns a connector to the same server that does not ask what role it has, nor whether its
+    /// cluster serves: for one that serves no more.
+    pub(crate) fn of_any_role(&self) -> Self {
+        let mut settings = (*self.settings).clone();
+        settings.role = Role::Any;
+        settings.member = settings.member.map(|member| {
+            Arc::new(Membership {
+                as_replica: true,
+                must_serve: false,
+                ..(*member).clone()
+            })
+        });
+        let transport = Arc::clone(&self.transport);
+        Self::new(Arc::new(settings), self.provider.clone(), transport)
     }
 
     /// Returns when the provider wants to be asked again. One that panics here is asked after a

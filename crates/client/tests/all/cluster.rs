@@ -415,8 +415,67 @@ async fn t23_a_planned_failover_under_load_fails_no_call_and_each_incr_counts_on
     }
 }
 
+/// Many clients in one process, each of which asks for the same key again and again.
+struct Many {
+    clients: Vec<Client>,
+    callers: JoinSet<()>,
+    began: std::time::Instant,
+}
+
+impl Many {
+    async fn start(cluster: &Cluster, count: usize, key: &str) -> Self {
+        let clients = (0..count).map(|_| {
+            let builder = Client::builder(&cluster.url()).unwrap();
+            builder.deadline(ms(10_000)).build().unwrap()
+        });
+        let clients: Vec<Client> = clients.collect();
+        let (mut callers, get) = (JoinSet::new(), cmd(&format!("GET {key}")));
+        let connected = Arc::new(AtomicU64::new(0));
+        for client in clients.clone() {
+            let (get, key) = (get.clone(), key.to_owned());
+            let connected = Arc::clone(&connected);
+            callers.spawn(async move {
+                // So many that begin at once keep a busy machine busy for longer than the grace.
+                while client.send(&get).await.is_err() {
+                    tokio::time::sleep(ms(50)).await;
+                }
+                let first = client.toward(&key).node();
+                connected.fetch_add(1, Ordering::Relaxed);
+                // Until another node serves it.
+                while client.send(&get).await.is_err() || client.toward(&key).node() == first {
+                    tokio::time::sleep(ms(50)).await;
+                }
+            });
+        }
+        until("all are connected", || {
+            connected.load(Ordering::Relaxed) == count as u64
+        })
+        .await;
+        Self {
+            clients,
+            callers,
+            began: now(),
+        }
+    }
+
+    /// T31, T4: all of them get there, and none asks the others more often than it may.
+    async fn end(self) {
+        self.callers.join_all().await;
+        let seconds = now().duration_since(self.began).as_secs_f64();
+        let discoveries = self.clients.iter().map(|client| {
+            let status = client.status().cluster.unwrap();
+            status.discoveries
+        });
+        let discoveries: Vec<u64> = discoveries.collect();
+        let all = discoveries.iter().sum::<u64>() as f64 / self.clients.len() as f64;
+        let most = discoveries.iter().max().copied().unwrap_or_default() as f64;
+        assert!(all <= 8.0 + 3.0 * seconds, "{all} in {seconds} s");
+        assert!(most <= 8.0 + 10.0 * seconds, "{most} in {seconds} s");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
+async fn t2_t16_t31_a_primary_that_is_killed_is_followed_to_its_replica_by_any_number_of_clients() {
     let cluster = Cluster::start().await.unwrap();
     let client = client_of(&cluster).await;
     let (own, others) = (keys_of(&cluster, 0, 1).await, keys_of(&cluster, 1, 1).await);
@@ -427,6 +486,7 @@ async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
     let patient = Client::builder(&cluster.url()).unwrap();
     let patient = patient.deadline(ms(60_000)).wait_for_primary(ms(60_000));
     let patient = patient.connect().await.unwrap();
+    let many = Many::start(&cluster, 50, &own[0]).await;
     cluster.node(0).kill().await;
     let waits = {
         let words = format!("SET {} w", own[0]);
@@ -454,6 +514,7 @@ async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
     }
     // T32: however often it is tried meanwhile.
     waits.await.unwrap().unwrap();
+    many.end().await;
     until("every slot is served", || {
         client.state() == ConnectionState::Ready
     })
@@ -461,7 +522,7 @@ async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t32_calls_of_every_slot_wait_through_an_election_in_their_order() {
+async fn t32_calls_and_pipelines_of_every_slot_wait_through_an_election_in_their_order() {
     // As servers are by default: while one slot has no primary, every node refuses.
     let builder = Cluster::builder().require_full_coverage(true);
     let cluster = builder.start().await.unwrap();
@@ -481,7 +542,22 @@ async fn t32_calls_of_every_slot_wait_through_an_election_in_their_order() {
         let number = calls.len() / 2;
         for key in [&own[0], &others[0]] {
             let (client, words) = (patient.clone(), format!("SET {key} {number}"));
-            let mut call = Box::pin(async move { client.send(&cmd(&words)).await });
+            let mut pipeline = redis::pipe();
+            for key in [&own[0], &others[0]] {
+                pipeline.set(key, number);
+            }
+            let mut call: BoxFuture<'_, _> = Box::pin(async move {
+                match number % 3 {
+                    // Over both shards, or over the one.
+                    1 => client.send_pipeline(&pipeline).await.map(drop),
+                    2 => {
+                        let mut pipeline = redis::pipe();
+                        pipeline.add_command(cmd(&words));
+                        client.send_pipeline(&pipeline).await.map(drop)
+                    }
+                    _ => client.send(&cmd(&words)).await.map(drop),
+                }
+            });
             // It is submitted in this order, whichever thread serves it later.
             let polled = futures_util::poll!(&mut call);
             calls.push(tokio::spawn(async move {
@@ -499,7 +575,11 @@ async fn t32_calls_of_every_slot_wait_through_an_election_in_their_order() {
     let last = (calls.len() / 2 - 1) as u64;
     for (number, call) in calls.into_iter().enumerate() {
         let error = call.await.unwrap().err();
-        assert!(error.is_none(), "{number}: {error:?}");
+        // A busy machine may keep a pipeline under way for over a second: it is overtaken, and says
+        // so.
+        let kind = error.as_ref().map(steadfast::Error::kind);
+        let overtaken = number / 2 % 3 > 0 && matches!(kind, Some(ErrorKind::Overtaken));
+        assert!(error.is_none() || overtaken, "{number}: {error:?}");
     }
     assert_eq!(counted(&patient, &own[0]).await, last);
     assert_eq!(counted(&patient, &others[0]).await, last);
@@ -513,7 +593,15 @@ async fn c13_t8_calls_wait_in_their_order_for_a_first_view_and_pipelines_for_a_n
     let client = builder.deadline(ms(10_000)).build().unwrap();
     let pushes = (0..40).map(|n| {
         let client = &client;
-        async move { client.send(&cmd(&format!("RPUSH list {n}"))).await }
+        async move {
+            if n % 3 == 1 {
+                let mut pipeline = redis::pipe();
+                pipeline.rpush("list", n).set("elsewhere", n);
+                return client.send_pipeline(&pipeline).await.map(drop);
+            }
+            let push = cmd(&format!("RPUSH list {n}"));
+            client.send(&push).await.map(drop)
+        }
     });
     for pushed in futures_util::future::join_all(pushes).await {
         pushed.unwrap();

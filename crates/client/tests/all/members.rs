@@ -11,7 +11,9 @@ use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesOrdered;
 use steadfast::credentials::{Credentials, CredentialsError, CredentialsProvider, FileCredentials};
 use steadfast::redis::{self, Value};
-use steadfast::{Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve};
+use steadfast::{
+    Certainty, Client, ConnectionState, ErrorKind, EventKind, PubSub, PubSubEvent, Resolve,
+};
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis};
 use steadfast_drill::scripted::{Script, Server};
@@ -131,6 +133,26 @@ async fn t25_nodes_are_known_by_whichever_endpoint_they_prefer_to_be_dialled_at(
         // One that knows them by their names goes on.
         serves(&cluster, &by_name).await;
     }
+    // One that has no name is `?` to redirects, for ever or until somebody tells who it is.
+    for node in cluster.nodes() {
+        let set = [
+            "CONFIG",
+            "SET",
+            "cluster-preferred-endpoint-type",
+            "hostname",
+        ];
+        node.command(&set).await.unwrap();
+    }
+    let nameless = ["CONFIG", "SET", "cluster-announce-hostname", ""];
+    cluster.node(1).command(&nameless).await.unwrap();
+    eventually("all know that", async || {
+        let asked = ["CLUSTER", "SLOTS"];
+        let told = cluster.node(0).command(&asked).await.unwrap();
+        format!("{told:?}").contains("\"?\"") || format!("{told:?}").contains("'?'")
+    })
+    .await;
+    serves(&cluster, &client_at(&cluster.url()).await).await;
+    serves(&cluster, &by_name).await;
 }
 
 /// A name with several addresses.
@@ -219,6 +241,21 @@ async fn t3_t26_a_seed_that_leads_to_another_cluster_takes_nothing_over_while_th
         async move { node.command(&["DBSIZE"]).await.unwrap() }
     };
     assert_eq!(size(&other).await, Value::Int(0));
+    let told = |wanted: bool| {
+        let history = client.history().into_iter();
+        let told = history.filter(|event| match &event.kind {
+            EventKind::OtherCluster { id, believed, .. } => {
+                id == other.node(0).id() && *believed == wanted
+            }
+            _ => false,
+        });
+        told.count()
+    };
+    assert_eq!(
+        [told(false), told(true)],
+        [1, 0],
+        "once, however often it is met"
+    );
     // If nobody of this one is there any more, it was made anew.
     for node in ours.nodes() {
         node.kill().await;
@@ -229,6 +266,7 @@ async fn t3_t26_a_seed_that_leads_to_another_cluster_takes_nothing_over_while_th
         tokio::time::sleep(ms(20)).await;
     }
     assert_eq!(size(&other).await, Value::Int(1));
+    assert_eq!([told(false), told(true)], [1, 1]);
 }
 
 #[tokio::test]
@@ -496,18 +534,29 @@ async fn t12_t15_t16_t32_a_node_that_is_demoted_or_removed_is_left() {
         let mut of_old = nodes.filter(|node| node.address.as_deref() == Some(&old));
         of_old.next().and_then(|node| node.state)
     };
-    // The view that told of the failover may have known it as a primary still. It is a later one
-    // that says what has become of it.
+    // The view that told of the failover may have known it as a primary still: it is asked itself.
+    let begun = now();
+    for n in 0..100 {
+        client
+            .send(&cmd(&format!("SET spread:{n} {n}")))
+            .await
+            .unwrap();
+    }
+    until("the demoted node is left", || state().is_none()).await;
+    assert!(
+        now().duration_since(begun) < ms(15_000),
+        "by the next view only"
+    );
     let key = key_of(&cluster, 1).await;
     cluster.migrate(slot(&key), 1, 2).await.unwrap();
     client.send(&cmd(&format!("GET {key}"))).await.unwrap();
-    until("the demoted node is left", || state().is_none()).await;
 
     // T32: a call waits for its primary through as many looks around as that takes.
     let patient = Client::builder(&cluster.url()).unwrap();
     let patient = patient.deadline(ms(60_000)).wait_for_primary(ms(60_000));
     let patient = patient.connect().await.unwrap();
     let own = key_of(&cluster, 3).await;
+    let kills_before = kills(&cluster, 3).await;
     cluster.node(3).freeze().unwrap();
     let short = patient.with(steadfast::CallOptions::new().deadline(ms(100)));
     short.send(&cmd(&format!("GET {own}"))).await.unwrap_err();
@@ -515,9 +564,20 @@ async fn t12_t15_t16_t32_a_node_that_is_demoted_or_removed_is_left() {
         patient.toward(&own).state() == ConnectionState::Down
     })
     .await;
+    let mut pipeline = redis::pipe();
+    let other = key_of(&cluster, 1).await;
+    pipeline.set(&other, 1).incr(&own, 1).incr(&other, 1);
+    let replies = patient.send_pipeline(&pipeline).await.unwrap();
+    assert_eq!(replies, [Value::Okay, Value::Int(1), Value::Int(2)]);
     patient.send(&cmd(&format!("SET {own} v"))).await.unwrap();
     cluster.node(3).resume().unwrap();
     cluster.well().await.unwrap();
+    // T22: what was abandoned there is killed there, though nothing else leads to it any more.
+    let begun = now();
+    while kills(&cluster, 3).await == kills_before {
+        assert!(now().duration_since(begun) < Duration::from_secs(60));
+        tokio::time::sleep(ms(20)).await;
+    }
 
     // A plain subscriber leaves a node that is forgotten, though that lives on.
     let added = cluster.add_node().await.unwrap();
@@ -561,6 +621,15 @@ async fn t12_t15_t16_t32_a_node_that_is_demoted_or_removed_is_left() {
             break;
         }
     }
+}
+
+/// The times that this node was told to kill a connection.
+async fn kills(cluster: &Cluster, at: usize) -> String {
+    let stats = cluster.node(at).info("commandstats").await.unwrap();
+    let mut lines = stats.lines();
+    let kills = lines.find_map(|line| line.strip_prefix("cmdstat_client|kill:"));
+    let calls = kills.and_then(|kills| kills.split(',').next());
+    calls.unwrap_or_default().to_owned()
 }
 
 /// Whether somebody has subscribed to the news on this node.

@@ -56,6 +56,11 @@ impl Authority {
         (redis, folder)
     }
 
+    /// The files of a server of this name, in a folder that goes with the test.
+    pub(crate) fn certificates(&self, name: &str) -> (process::Tls, tempfile::TempDir) {
+        self.of_server(name, 2999)
+    }
+
     /// What a server of that name shows, and the folder in which it lies.
     fn of_server(&self, name: &str, until: i32) -> (process::Tls, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();

@@ -271,6 +271,28 @@ impl<'a, E> SplitPipeline<'a, E> {
         }
     }
 
+    /// Ends commands that are to be sent, and are not after all, where there is a reason why. What
+    /// may have run in an earlier attempt is of unknown outcome.
+    pub fn end(&mut self, mut why: impl FnMut(Target<'_>) -> Option<Failed<E>>) {
+        for unit in &mut self.units {
+            if !matches!(unit.state, State::Waiting) {
+                continue;
+            }
+            let why = why(Target {
+                slot: unit.slot,
+                redirect: unit.redirect.as_ref(),
+                effect: unit.effect,
+            });
+            if let Some(mut failed) = why {
+                if unit.may_have_run {
+                    failed.certainty = Certainty::Unknown;
+                }
+                unit.state = State::Failed(failed);
+                unit.ends_here = true;
+            }
+        }
+    }
+
     /// Says of commands that failed that the node which they went to is theirs still: whatever
     /// becomes of others, these are not sent again but by a redirect.
     pub fn end_here(&mut self, units: &[usize]) {

@@ -540,6 +540,33 @@ fn t8_t22_what_failed_at_a_node_that_serves_its_slot_still_is_not_sent_again_bes
 }
 
 #[test]
+fn t8_t22_what_would_go_back_where_it_may_still_run_ends_and_is_unknown() {
+    let mut pipeline = pipe();
+    pipeline.set("k", 1).get("k").set("other", 1);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let parts = split.to_send(|target| target.slot);
+    let failed = |certainty| Failed {
+        error: Fault::Lost,
+        certainty,
+    };
+    for part in &parts {
+        let failed = failed(Certainty::Unknown);
+        split.record(part.units(), Vec::new(), Some(failed));
+    }
+    assert_eq!(split.again(ALL, |_| true).retried, 3);
+    let ends = Some(slot("k"));
+    split.end(|target| (target.slot == ends).then(|| failed(Certainty::NotSent)));
+    let parts = split.to_send(|_| ());
+    assert_eq!(parts[0].units(), [2]);
+    split.record(&[2], vec![Value::Okay], None);
+    assert!(split.again(ALL, |_| true).is_nothing(), "they have ended");
+    let outcomes = split.finish().expect_err("two failed").outcomes;
+    let unknown = CommandOutcome::Failed(Certainty::Unknown);
+    let set = CommandOutcome::Answered(Value::Okay);
+    assert_eq!(outcomes, [unknown.clone(), unknown, set]);
+}
+
+#[test]
 fn c2_what_may_have_run_before_its_redirect_is_unknown_when_the_new_owner_is_away() {
     for before in [false, true] {
         let mut pipeline = pipe();

@@ -20,6 +20,9 @@ pub struct DiscoveryGateConfig {
     /// The most by which that time is shortened or lengthened, so that clients do not ask in step.
     /// Default 10 s.
     pub regular_spread: Duration,
+    /// The most by which the first discovery after a loss is put off, so that clients which have
+    /// lost the same node do not ask all at once. Default 100 ms.
+    pub loss_spread: Duration,
 }
 
 impl Default for DiscoveryGateConfig {
@@ -29,6 +32,7 @@ impl Default for DiscoveryGateConfig {
             longest: Duration::from_secs(5),
             regular: Duration::from_secs(30),
             regular_spread: Duration::from_secs(10),
+            loss_spread: Duration::from_millis(100),
         }
     }
 }
@@ -39,9 +43,12 @@ pub enum Trigger {
     /// A server contradicts the view: MOVED, READONLY, a switch that a sentinel announces. It is
     /// asked as soon as allowed.
     Contradiction,
-    /// A connection was lost, refused or is silent. Others may know why; while they do not, they
+    /// Something is not found, or does not answer. Others may know why; while they do not, they
     /// are asked less often.
     Doubt,
+    /// A connection was lost, refused or is silent. The same, but that other clients have lost it
+    /// too: so the first question is put off for a moment, each by another.
+    Loss,
 }
 
 /// So many of the shortest pauses are the longest while all is well.
@@ -76,6 +83,8 @@ pub struct DiscoveryGate {
     /// The part of the pause that is waited for.
     share: f64,
     started: Option<Instant>,
+    /// The end of the moment by which what a loss has triggered is put off.
+    put_off: Option<Instant>,
     regular: Instant,
 }
 
@@ -93,16 +102,22 @@ impl DiscoveryGate {
             again: false,
             explained: false,
             started: None,
+            put_off: None,
             regular: now,
         }
     }
 
     /// Records a reason for a discovery. It is followed until [`finished`](Self::finished) says
     /// that it is explained.
-    pub fn trigger(&mut self, trigger: Trigger) {
+    pub fn trigger(&mut self, trigger: Trigger, now: Instant) {
         if trigger == Trigger::Contradiction {
             self.pause = self.config.shortest;
             self.contradicted = true;
+        }
+        if trigger != Trigger::Loss {
+            self.put_off = None;
+        } else if !self.triggered && !self.running {
+            self.put_off = Some(now + self.config.loss_spread.mul_f64(self.rng.f64()));
         }
         self.triggered = true;
         self.again = self.running;
@@ -125,6 +140,7 @@ impl DiscoveryGate {
             }
             self.running = true;
             self.again = false;
+            self.put_off = None;
             self.started = Some(now);
         }
         due
@@ -170,7 +186,8 @@ impl DiscoveryGate {
             return Some(self.regular.max(started + self.config.shortest));
         }
         let pause = self.pause.mul_f64(self.share).max(self.config.shortest);
-        Some((started + pause).min(self.regular.max(started + self.config.shortest)))
+        let due = (started + pause).max(self.put_off.unwrap_or(started));
+        Some(due.min(self.regular.max(started + self.config.shortest)))
     }
 }
 
@@ -189,8 +206,9 @@ pub enum Passage {
 pub enum Resubmission {
     /// The command may go, on the connection that was asked for.
     Go,
-    /// An earlier command of its slot is under way on another connection, where it may still run.
-    /// It is to be asked again when one of its slot has ended.
+    /// An earlier command of its key is under way on another connection, where it may still run; or
+    /// a later one is on any, and may run before it. It is to be asked again when one of its slot
+    /// has ended or was redirected.
     Wait,
     /// Later commands have been let through meanwhile: it must not be sent again.
     Overtaken,
@@ -202,7 +220,9 @@ pub enum Resubmission {
 /// made meanwhile, would overtake them at the new owner. So with the first redirect the gate of the
 /// slot closes: new commands wait until those under way have ended. And of those, each is sent
 /// again only when all earlier ones have ended or are on the very connection that it takes: one
-/// redirected twice would else be overtaken by one redirected once.
+/// redirected twice would else be overtaken by one redirected once. Nor is one sent again while a
+/// later one of its key is under way: where the slot has come back meanwhile, that one may be
+/// running.
 ///
 /// The wait is short. When it is over, new commands are let through, and whatever is still under
 /// way has lost its turn: if its redirect comes at last, it ends as rejected.
@@ -357,9 +377,21 @@ impl SlotGate {
         let mut earlier = closed.under_way.range(..command);
         let goes = earlier
             .all(|(_, other)| !other.shares_key(turn.key) || other.connection == Some(connection));
-        match goes {
+        let mut later = closed.under_way.range(command + 1..);
+        let may_run =
+            later.any(|(_, other)| other.shares_key(turn.key) && other.connection.is_some());
+        match goes && !may_run {
             true => Resubmission::Go,
             false => Resubmission::Wait,
+        }
+    }
+
+    /// Records that a command was redirected, or lost, and is to be sent again: it is under way no
+    /// more.
+    pub fn park(&mut self, slot: Slot, command: u64) {
+        let closed = self.closed.get_mut(&slot);
+        if let Some(turn) = closed.and_then(|closed| closed.under_way.get_mut(&command)) {
+            turn.connection = None;
         }
     }
 

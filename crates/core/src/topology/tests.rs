@@ -528,7 +528,7 @@ fn t4_ten_thousand_redirects_in_a_second_cost_at_most_ten_discoveries() {
     let mut discoveries = 0;
     for n in 0..10_000u64 {
         let at = now + Duration::from_micros(100 * n);
-        gate.trigger(Trigger::Contradiction);
+        gate.trigger(Trigger::Contradiction, at);
         if gate.poll(at) {
             assert!(!gate.poll(at), "one at a time");
             discoveries += 1;
@@ -545,7 +545,7 @@ fn t4_a_trigger_is_followed_ever_less_often_until_a_view_explains_it() {
     let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, now);
     assert!(gate.poll(now));
     gate.finished(Explained::Yes, now);
-    gate.trigger(Trigger::Doubt);
+    gate.trigger(Trigger::Doubt, now);
     for longest in [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
         let at = gate.poll_timeout().expect("it is due some time");
         let shortest = ms(longest).mul_f64(0.75).max(ms(100));
@@ -555,7 +555,7 @@ fn t4_a_trigger_is_followed_ever_less_often_until_a_view_explains_it() {
         gate.finished(Explained::NotYet, now);
     }
     // A server says outright that the view is wrong.
-    gate.trigger(Trigger::Contradiction);
+    gate.trigger(Trigger::Contradiction, now);
     assert_eq!(gate.poll_timeout(), Some(now + ms(100)));
     assert!(gate.poll(now + ms(100)));
     gate.finished(Explained::Yes, now + ms(110));
@@ -573,7 +573,7 @@ fn t4_doubts_that_never_change_anything_are_followed_less_often_and_a_new_troubl
     let mut now = begun;
     let mut discoveries = 0;
     while now < begun + Duration::from_secs(10) {
-        gate.trigger(Trigger::Doubt);
+        gate.trigger(Trigger::Doubt, now);
         if gate.poll(now) {
             discoveries += 1;
             gate.finished(Explained::AllWell, now);
@@ -582,7 +582,7 @@ fn t4_doubts_that_never_change_anything_are_followed_less_often_and_a_new_troubl
     }
     assert!((8..=16).contains(&discoveries), "{discoveries} in 10 s");
     // What was found out last was that all is well: a contradiction is followed as ever.
-    gate.trigger(Trigger::Contradiction);
+    gate.trigger(Trigger::Contradiction, now);
     assert!(gate.poll_timeout() <= Some(now + ms(100)));
     while !gate.poll(now) {
         now += ms(2);
@@ -590,7 +590,7 @@ fn t4_doubts_that_never_change_anything_are_followed_less_often_and_a_new_troubl
     gate.finished(Explained::AllWell, now);
     // After a calm the next trouble has the short pauses again.
     now += Duration::from_secs(5);
-    gate.trigger(Trigger::Doubt);
+    gate.trigger(Trigger::Doubt, now);
     assert!(gate.poll(now));
     gate.finished(Explained::NotYet, now);
     assert!(gate.poll_timeout() <= Some(now + ms(200)));
@@ -602,7 +602,7 @@ fn t31_clients_that_lose_a_node_together_do_not_go_on_asking_in_step() {
     let due: std::collections::BTreeSet<Instant> = (0..100)
         .filter_map(|seed| {
             let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), seed, now);
-            gate.trigger(Trigger::Doubt);
+            gate.trigger(Trigger::Doubt, now);
             let mut at = now;
             for _ in 0..6 {
                 assert!(gate.poll(at));
@@ -620,12 +620,48 @@ fn t31_clients_that_lose_a_node_together_do_not_go_on_asking_in_step() {
 }
 
 #[test]
+fn t31_clients_that_lose_a_node_together_do_not_ask_all_at_once() {
+    let now = start();
+    let gate = |seed| {
+        let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), seed, now);
+        assert!(gate.poll(now));
+        gate.finished(Explained::Yes, now);
+        gate
+    };
+    let lost = now + ms(5_000);
+    let mut due: Vec<Duration> = (0..1_000)
+        .filter_map(|seed| {
+            let mut gate = gate(seed);
+            gate.trigger(Trigger::Loss, lost);
+            // What is told again does not put it off again.
+            gate.trigger(Trigger::Loss, lost + ms(99));
+            Some(gate.poll_timeout()? - lost)
+        })
+        .collect();
+    due.sort();
+    assert_eq!(due.len(), 1_000);
+    assert!(due.iter().all(|after| *after <= ms(100)), "{due:?}");
+    let most = (0..10).map(|tenth| {
+        let within = ms(10 * tenth)..ms(10 * (tenth + 1));
+        due.iter().filter(|after| within.contains(after)).count()
+    });
+    assert!(most.max() < Some(200), "{due:?}");
+    // Who knows better, or waits for it, does not wait for others.
+    for trigger in [Trigger::Contradiction, Trigger::Doubt] {
+        let mut gate = gate(7);
+        gate.trigger(Trigger::Loss, lost);
+        gate.trigger(trigger, lost);
+        assert!(gate.poll(lost));
+    }
+}
+
+#[test]
 fn t4_a_reason_that_comes_while_a_discovery_runs_begins_another() {
     let now = start();
     let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, now);
     assert!(gate.poll(now));
     assert_eq!(gate.poll_timeout(), None, "one runs");
-    gate.trigger(Trigger::Contradiction);
+    gate.trigger(Trigger::Contradiction, now);
     gate.finished(Explained::Yes, now + ms(30));
     assert_eq!(gate.poll_timeout(), Some(now + ms(100)));
 }
@@ -698,6 +734,7 @@ fn t9_what_is_redirected_twice_is_not_overtaken_by_what_is_redirected_once() {
     let mut gate = SlotGate::new(ms(20));
     let one = slot(1);
     gate.close(one, of(&[(1, 100), (2, 100), (3, 100)]), now);
+    (1..=3).for_each(|command| gate.park(one, command));
     assert_eq!(gate.resubmit(one, 1, 200), Resubmission::Go);
     // The map says by now that the slot is at 300; the first is still at 200.
     assert_eq!(gate.resubmit(one, 2, 300), Resubmission::Wait);
@@ -731,8 +768,9 @@ fn t9_what_a_later_command_of_its_key_has_overtaken_is_not_sent_again() {
     under_way[1].key = Some(2);
     under_way[2].key = None;
     gate.close(one, under_way, now);
-    // Redirected; and the last, behind it on the old connection, finds the slot back.
-    assert_eq!(gate.resubmit(one, 1, 200), Resubmission::Go);
+    // Redirected; and the last, behind it on the old connection, may find the slot back.
+    (1..=3).for_each(|command| gate.park(one, command));
+    assert_eq!(gate.resubmit(one, 1, 200), Resubmission::Wait);
     assert_eq!(gate.resubmit(one, 2, 300), Resubmission::Go, "another key");
     assert_eq!(
         gate.resubmit(one, 3, 200),
@@ -810,4 +848,26 @@ proptest! {
             prop_assert_eq!(owner(&topology, 7), expected);
         }
     }
+}
+
+#[test]
+fn t9_what_was_redirected_waits_for_later_ones_that_may_run_where_the_slot_has_come_back() {
+    let now = start();
+    let mut gate = SlotGate::new(ms(20));
+    let slot = slot(1);
+    gate.close(slot, of(&[(7, 100), (8, 100)]), now);
+    gate.park(slot, 7);
+    // By way of another node it comes back to the one at which the later is.
+    assert_eq!(gate.resubmit(slot, 7, 200), Resubmission::Wait);
+    assert_eq!(gate.resubmit(slot, 7, 100), Resubmission::Wait);
+    let mut ran = SlotGate::new(ms(20));
+    ran.close(slot, of(&[(7, 100), (8, 100)]), now);
+    ran.park(slot, 7);
+    ran.settle(slot, 8, true);
+    assert_eq!(ran.resubmit(slot, 7, 100), Resubmission::Overtaken);
+    // Or it is redirected too.
+    gate.park(slot, 8);
+    assert_eq!(gate.resubmit(slot, 8, 200), Resubmission::Wait);
+    assert_eq!(gate.resubmit(slot, 7, 200), Resubmission::Go);
+    assert_eq!(gate.resubmit(slot, 8, 200), Resubmission::Go);
 }

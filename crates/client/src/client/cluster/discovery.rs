@@ -38,6 +38,9 @@ const FOR_OTHERS: Duration = Duration::from_millis(100);
 /// The least time between two discoveries for the sake of new credentials.
 const RENEW_LEAST: Duration = Duration::from_millis(100);
 
+/// How many nodes of other clusters are remembered, so that each is told of once.
+const STRANGERS: usize = 64;
+
 /// The time after an event when the states of the nodes are looked at once more.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
 
@@ -77,7 +80,7 @@ pub(crate) async fn watch(cluster: Arc<Cluster>, _alive: Arc<Alive>) {
             event = trouble(&mut events) => {
                 look = Some(clock::now() + LOOK_AFTER);
                 match event {
-                    true => cluster.trigger(Trigger::Doubt),
+                    true => cluster.trigger(Trigger::Loss),
                     false => continue,
                 }
             }
@@ -125,7 +128,7 @@ async fn trouble(events: &mut Events) -> bool {
 impl Cluster {
     /// Asks for a newer view as soon as that is allowed.
     pub(super) fn trigger(&self, trigger: Trigger) {
-        self.gate.lock().trigger(trigger);
+        self.gate.lock().trigger(trigger, clock::now());
         self.wake.notify_one();
         // Should the runtime have ended in which discovery lived.
         let _ = self.shared.runtime();
@@ -168,11 +171,14 @@ impl Cluster {
         let made_anew = self.is_left_by_all_since(began);
         for (nth, view) in foreign.iter().enumerate() {
             if made_anew && (nth == 0 || !self.is_foreign(view)) {
+                if self.is_foreign(view) {
+                    self.tell_of_stranger(view, true);
+                }
                 let changes = self.believe(view);
                 heard |= changes.ignored.is_none();
                 changed |= !changes.is_empty();
             } else if !made_anew {
-                self.refuse(view);
+                self.tell_of_stranger(view, false);
             }
         }
         // Their own word decides what others contradict each other about.
@@ -184,6 +190,7 @@ impl Cluster {
                 .collect()
         };
         asked.extend(self.doubted().iter().map(|node| node.endpoint()));
+        asked.extend(self.to_be_asked());
         self.shared.rng().shuffle(&mut asked);
         asked.truncate(if given.is_ok() { AT_MOST } else { 0 });
         for wave in asked.chunks(AT_ONCE) {
@@ -232,16 +239,31 @@ impl Cluster {
         known.kin_heard.is_none_or(|heard| heard < began)
     }
 
-    /// Says of a seed that it leads to another cluster. Its nodes may have got the addresses of
-    /// ours.
-    fn refuse(&self, view: &View) {
-        let host = &view.host;
-        let by = view.by.as_ref().map(NodeId::as_str).unwrap_or_default();
-        tracing::warn!(
-            host = &**host,
-            node = by,
-            "a seed leads to another cluster, which is not believed while members of this one answer"
-        );
+    /// Tells, once of each node, that a seed leads to another cluster, and whether that one is taken
+    /// for ours, made anew. Its nodes may have got the addresses of ours.
+    fn tell_of_stranger(&self, view: &View, believed: bool) {
+        let mut nodes = view.report.nodes.iter();
+        let port = nodes.find(|node| node.is_myself).map(|node| node.port);
+        let address = match port {
+            Some(port) => format!("{}:{port}", view.host),
+            None => view.host.to_string(),
+        };
+        let id = view.by.as_ref().map_or("", NodeId::as_str).to_owned();
+        {
+            let strangers = &mut self.known.lock().strangers;
+            if strangers.len() == STRANGERS {
+                strangers.clear();
+            }
+            if !strangers.insert((id.clone(), believed)) {
+                return;
+            }
+        }
+        let told = EventKind::OtherCluster {
+            address,
+            id,
+            believed,
+        };
+        self.shared.hub.emit(0, told);
     }
 
     /// Asks these nodes, and hands on what they answer. The others of them may still answer for a

@@ -32,6 +32,15 @@ pub(super) fn pause_before_trying_again(times: u32) -> Duration {
     (TRY_AGAIN.0 * 2u32.pow(times.min(6))).min(TRY_AGAIN.1)
 }
 
+/// Whether the server that has answered so is no primary now, or not yet: it runs nothing, and
+/// another may come, or the same one.
+pub(super) fn is_for_want_of_a_primary(routing: &Routing) -> bool {
+    matches!(
+        routing,
+        Routing::ClusterDown | Routing::MasterDown | Routing::Loading | Routing::ReadOnly
+    )
+}
+
 /// The first of these pauses, and the longest.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
@@ -338,7 +347,8 @@ impl Journey<'_> {
                 key: self.key,
                 node: NOBODY,
             };
-            self.places = Some(cluster.order.stand_in_line(entry, until));
+            let entries = SmallVec::from_buf([entry]);
+            self.places = Some(cluster.order.stand_in_line(entries, until));
             self.line = None;
             self.in_turn = true;
         }
@@ -466,6 +476,8 @@ impl Journey<'_> {
         self.in_turn = !(read && self.pauses > 0);
         if self.in_turn {
             cluster.order.close(self.slot, clock::now());
+        } else if let Some(places) = &mut self.places {
+            places.stand_aside(|_| true);
         }
         if self.plan.blocking.is_some() {
             let passed = clock::now().saturating_duration_since(self.limits.started);
@@ -503,7 +515,7 @@ impl Journey<'_> {
             _ => false,
         };
         if doubts {
-            cluster.trigger(Trigger::Doubt);
+            cluster.trigger(Trigger::Loss);
         }
         let goes_on = may_go_on(error, self.effect()) && !self.suspicion.blamed_again;
         if cluster.shared.is_closing() || !goes_on {
@@ -556,14 +568,7 @@ impl Journey<'_> {
                 if routing.triggers_discovery() {
                     cluster.trigger(Trigger::Contradiction);
                 }
-                let is_none_now = matches!(
-                    routing,
-                    Routing::ClusterDown
-                        | Routing::MasterDown
-                        | Routing::Loading
-                        | Routing::ReadOnly
-                );
-                match is_none_now {
+                match is_for_want_of_a_primary(routing) {
                     true => self.when_served(unknown),
                     false => None,
                 }
@@ -628,7 +633,12 @@ impl Cluster {
 
     /// Waits for that pause, and then until the owner of a slot is there, or another may be; false
     /// if the time is over before, or the client closes.
-    async fn somebody_serves(&self, slot: Slot, pause: Duration, until: Instant) -> bool {
+    pub(super) async fn somebody_serves(
+        &self,
+        slot: Slot,
+        pause: Duration,
+        until: Instant,
+    ) -> bool {
         let Some(_room) = self.order.room() else {
             return false;
         };
@@ -705,7 +715,7 @@ impl Cluster {
     }
 
     /// Until when a call waits for a node that nobody knows.
-    fn waits_until(&self, slot: Slot, aim: &Aim, limits: &Limits) -> Instant {
+    pub(super) fn waits_until(&self, slot: Slot, aim: &Aim, limits: &Limits) -> Instant {
         let Settings {
             reconnect_grace: grace,
             wait_for_primary,

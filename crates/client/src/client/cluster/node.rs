@@ -10,6 +10,7 @@ use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use steadfast_core::node::{Endpoint, NodeId};
 
+use super::hunt::LeftBehind;
 use super::whereabouts::{MemberFacts, Whereabouts};
 use crate::call;
 use crate::call::plan::{Payload, Plan};
@@ -194,7 +195,7 @@ impl Node {
 
     /// Ends it: at once if it does not answer, else when it has answered what it was asked. What
     /// is refused for that goes on at another node.
-    pub(super) fn retire(self: Arc<Self>, at_once: bool) {
+    pub(super) fn retire(self: Arc<Self>, at_once: bool, left_behind: &Arc<LeftBehind>) {
         self.retired.store(true, Ordering::Relaxed);
         let limit = if at_once {
             Duration::ZERO
@@ -203,7 +204,11 @@ impl Node {
         };
         // Where the client's own tasks live: whoever finds out need not be in a runtime.
         if let Ok(runtime) = self.client.inner.shared.runtime() {
-            runtime.spawn(async move { self.client.close(limit).await });
+            let left_behind = Arc::clone(left_behind);
+            runtime.spawn(async move {
+                let _ = self.client.close(limit).await;
+                left_behind.hunt(&self.id, &self.client).await;
+            });
         }
     }
 

@@ -350,18 +350,21 @@ impl InOrder {
         })
     }
 
-    /// Gives a place to a command that waits, until then at most, for somebody to serve its slot.
+    /// Gives places to a command that waits, until then at most, for somebody to serve its slots.
     /// It has not been sent, and goes when it is its turn.
-    pub(super) fn stand_in_line(&self, entry: Entry, until: Instant) -> Places<'_> {
-        let mut stripe = self.stripe(entry.slot).lock();
+    pub(super) fn stand_in_line(&self, entries: Entries, until: Instant) -> Places<'_> {
+        let mut locks = self.lock(entries.iter().map(|entry| entry.slot));
         let command = self.next.fetch_add(1, Ordering::Relaxed);
-        stripe.under_way.push_back(UnderWayIn { command, entry });
-        stripe.gate.hold(entry.slot, command, entry.key, until);
-        drop(stripe);
+        for entry in &entries {
+            let (entry, stripe) = (*entry, locked(&mut locks, entry.slot));
+            stripe.under_way.push_back(UnderWayIn { command, entry });
+            stripe.gate.hold(entry.slot, command, entry.key, until);
+        }
+        drop(locks);
         Places {
             order: self,
             command,
-            entries: Entries::from_buf([entry]),
+            entries,
             ran: false,
         }
     }
@@ -466,6 +469,7 @@ impl Places<'_> {
         mut attempt: Pin<&mut F>,
     ) -> Again<F::Output> {
         let order = self.order;
+        self.park(goes);
         let mut halts = goes.first().map(|(slot, _)| *slot);
         loop {
             // Whatever changes from now on in that stripe is heard of.
@@ -499,6 +503,29 @@ impl Places<'_> {
                 return Again::TimedOut;
             }
         }
+    }
+
+    /// It is under way no more: those before it need not wait for what it may do.
+    fn park(&self, goes: &[(Slot, u16)]) {
+        for (slot, _) in goes {
+            let mut stripe = self.order.stripe(*slot).lock();
+            stripe.gate.park(*slot, self.command);
+            drop(stripe);
+            self.order.changed(*slot).notify_waiters();
+        }
+    }
+
+    /// Leaves the order of these slots, to wait for as long as a migration takes: it keeps nobody
+    /// from being sent, neither those before it nor those behind.
+    pub(super) fn stand_aside(&mut self, leaves: impl Fn(Slot) -> bool) {
+        let (order, command) = (self.order, self.command);
+        self.entries.retain(|entry| {
+            let leaves = leaves(entry.slot);
+            if leaves {
+                order.settle(entry.slot, command, false);
+            }
+            !leaves
+        });
     }
 
     /// Keeps its place in the order of this slot while it waits, until then at most, for somebody
@@ -735,7 +762,7 @@ mod tests {
         };
         let deadline = clock::now() + FAR;
         let mut lined: Vec<_> = (0..3)
-            .map(|_| order.stand_in_line(entry, deadline))
+            .map(|_| order.stand_in_line(Entries::from_slice(&[entry]), deadline))
             .collect();
         let goes = [(slot(), 1)];
         let mut later = pin!(enter(&order, 1));

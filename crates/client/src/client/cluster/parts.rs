@@ -282,7 +282,7 @@ impl Cluster {
                 matches!(routing, Some(Routing::ReadOnly | Routing::Moved(_)))
             }
             ErrorKind::Lost { .. } | ErrorKind::Down { .. } | ErrorKind::Timeout { .. } => {
-                self.trigger(Trigger::Doubt);
+                self.trigger(Trigger::Loss);
                 false
             }
             _ => false,

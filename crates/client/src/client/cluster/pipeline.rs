@@ -1,5 +1,7 @@
 //! A pipeline on its way to several nodes.
 
+mod outlook;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::task::Poll;
@@ -10,15 +12,18 @@ use redis::{Pipeline, Value};
 use smallvec::SmallVec;
 use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
+use steadfast_core::node::NodeId;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
 use steadfast_core::slot::Slot;
 use steadfast_core::split::pipeline::{
     CommandOutcome, NodePart, PipelineFailed, SplitPipeline, Target, Terms,
 };
 use steadfast_core::split::{Failed, Portion};
+use steadfast_core::topology::Trigger;
 
-use super::journey::{Limits, no_room, pause_before_trying_again};
-use super::node::{Node, may_go_on};
+use self::outlook::Outlook;
+use super::journey::{Limits, no_room};
+use super::node::Node;
 use super::order::{Again, Entered, Entry, InLine, NOBODY, Places};
 use super::parts::indivisible;
 use super::{Aim, Cluster};
@@ -66,9 +71,14 @@ struct Voyage<'a> {
     /// Its place among those that wait for the gates of its slots.
     line: Option<InLine<'a>>,
     turns: Turns,
+    /// By slot: the nodes at which an attempt that was given up may still run, and how it failed.
+    abandoned: BTreeMap<Slot, Vec<(NodeId, Failed<Error>)>>,
     rounds: u32,
     hops: u32,
     pauses: u32,
+    waits: u32,
+    /// Whether nothing of it waits for a primary any more.
+    has_waited: bool,
 }
 
 /// The parts that are sent at once.
@@ -114,6 +124,10 @@ impl Cluster {
         let is_known = |slot: &Slot| matches!(self.found(*slot, &Aim::Owner), Ok(Some(_)));
         let slots = || split.slots().chain([any]);
         let unknown: BTreeSet<Slot> = slots().filter(|slot| !is_known(slot)).collect();
+        let places = match unknown.is_empty() {
+            true => None,
+            false => self.line_up_for_first_view(&slots().collect(), &limits),
+        };
         if !unknown.is_empty() {
             // Nobody waits for a node twice, nor for one after another.
             let reached = unknown
@@ -135,12 +149,15 @@ impl Cluster {
             limits,
             any,
             split,
-            places: None,
+            places,
             line: None,
             turns: Turns::new(),
+            abandoned: BTreeMap::new(),
             rounds: 0,
             hops: 0,
             pauses: 0,
+            waits: 0,
+            has_waited: false,
         };
         voyage.run().await
     }
@@ -183,6 +200,7 @@ impl Voyage<'_> {
 
     /// Divides what is to be sent by the nodes that it goes to now.
     fn next_round(&mut self) -> Round {
+        self.end_where_abandoned();
         let (cluster, turns, any) = (self.cluster, &self.turns, self.any);
         let (mut goes, mut strays, mut stay) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let parts = self.split.to_send(|target| {
@@ -202,6 +220,9 @@ impl Voyage<'_> {
         if let Some(places) = &mut self.places {
             // Slots of which all is answered hold up nobody.
             places.leave_all_but(|slot| stay.contains(&slot));
+            // Nor do reads that wait for a migration.
+            let takes_turns: BTreeSet<Slot> = goes.iter().map(|(slot, _)| *slot).collect();
+            places.stand_aside(|slot| !takes_turns.contains(&slot));
         }
         Round {
             parts,
@@ -277,51 +298,45 @@ impl Voyage<'_> {
             }
             return false;
         }
-        let mut aims = Aims::new();
-        let (mut pauses, mut elsewhere) = (false, false);
+        let mut next = Outlook::default();
         let answers = round.parts.iter().zip(answers);
         let answers =
             answers.flat_map(|(part, answers)| answers.into_iter().map(move |one| (part, one)));
         for (part, answer) in answers {
-            let Answer { units, result, .. } = answer;
+            let Answer {
+                units,
+                result,
+                before,
+            } = answer;
             match result {
                 Ok(values) => {
                     let cluster = self.cluster;
-                    pauses |= cluster.note_redirects(part.node, &values, sent, &mut aims);
-                    if answer.before {
+                    let aims = &mut next.aims;
+                    next.pauses |= cluster.note_redirects(part.node, &values, sent, aims);
+                    if before {
                         self.split.may_have_run_before(&redirected(&units, &values));
                     }
+                    let waits = self.refused_for_want_of_a_primary(&units, &values, before);
                     self.split.record(&units, values, None);
                     // What is refused for now is so by its own node.
-                    let owner = |unit: &usize| {
-                        let slot = self.split.slot_of(*unit).unwrap_or(self.any);
-                        cluster.routes.owner(slot)
-                    };
+                    let is_owner = |unit: &usize| cluster.routes.owner(self.slot_of(*unit));
                     let stay = units.iter().copied();
-                    let stay: Vec<_> = stay.filter(|unit| owner(unit) == part.node).collect();
+                    let stay: Vec<_> = stay
+                        .filter(|unit| is_owner(unit) == part.node && !waits.contains(unit))
+                        .collect();
+                    next.unserved
+                        .extend(waits.into_iter().map(|unit| self.slot_of(unit)));
                     self.split.end_here(&stay);
                 }
-                Err(failed) => {
-                    self.cluster.doubt_after(&failed.error);
-                    let (leave, stay): (Vec<_>, _) = units
-                        .iter()
-                        .partition(|unit| self.leaves(part.node, **unit, &failed, round));
-                    for unit in &leave {
-                        let slot = self.split.slot_of(*unit).unwrap_or(self.any);
-                        aims.entry(slot).or_insert(Some(Aim::Owner));
-                    }
-                    elsewhere |= !leave.is_empty();
-                    self.split.record(&units, Vec::new(), Some(failed));
-                    self.split.end_here(&stay);
-                }
+                Err(failed) => self.take_in_failure(part.node, &units, failed, round, &mut next),
             }
         }
         self.rounds += 1;
         // What waits for a migration is bounded by the deadline only.
-        self.hops += u32::from(!aims.is_empty());
+        self.hops += u32::from(!next.aims.is_empty());
         let terms = Terms {
             follow: self.hops <= MAX_HOPS,
-            retry: elsewhere && self.hops <= MAX_HOPS,
+            retry: next.elsewhere || !next.unserved.is_empty(),
             effect: self.options.effect,
         };
         let again = self.split.again(terms, |effect| {
@@ -330,43 +345,15 @@ impl Voyage<'_> {
         if again.is_nothing() || clock::now() >= self.limits.deadline {
             return false;
         }
-        if pauses {
-            let pause = pause_before_trying_again(self.pauses);
-            self.pauses += 1;
-            if clock::now() + pause >= self.limits.deadline {
-                return false;
-            }
-            let Some(_room) = self.cluster.order.room() else {
-                return false;
-            };
-            clock::sleep(pause).await;
+        self.wait_before(&next).await && {
+            self.find(next.aims).await;
+            true
         }
-        self.find(aims).await;
-        true
     }
 
-    /// Whether a command that failed so goes on at another node than this one.
-    fn leaves(
-        &self,
-        node: Option<u16>,
-        unit: usize,
-        failed: &Failed<Error>,
-        round: &Round,
-    ) -> bool {
-        // If nobody is known who serves its slot, that has been waited for.
-        let Some(node) = node else {
-            return false;
-        };
-        let routes = &self.cluster.routes;
-        let slot = self.split.slot_of(unit).unwrap_or(self.any);
-        let owner = routes.owner(slot);
-        let has_left = routes.node(node).is_none() || owner != Some(node);
-        // Where a redirect led to, the next one will lead again; and one that is back is the same
-        // server. There a write that was given up could run after its repeat.
-        let succeeded = owner != Some(node) && !round.strays.contains(&slot);
-        let effect = self.plan.effect;
-        let safe = failed.certainty != Certainty::Unknown || succeeded || effect == Effect::Read;
-        has_left && safe && may_go_on(&failed.error, effect)
+    /// Returns the slot of a command, given by its number.
+    fn slot_of(&self, unit: usize) -> Slot {
+        self.split.slot_of(unit).unwrap_or(self.any)
     }
 
     /// Finds the nodes to which redirects lead, and those of slots whose node was left; for those
@@ -556,6 +543,10 @@ impl Cluster {
                     pauses = true;
                     continue;
                 }
+                Some(routing) if routing.triggers_discovery() => {
+                    self.trigger(Trigger::Contradiction);
+                    continue;
+                }
                 _ => continue,
             };
             aims.insert(slot, aim);
@@ -570,9 +561,9 @@ impl Cluster {
     fn doubt_after(&self, error: &Error) {
         if matches!(
             error.kind(),
-            ErrorKind::Lost { .. } | ErrorKind::Down { .. }
+            ErrorKind::Lost { .. } | ErrorKind::Down { .. } | ErrorKind::Timeout { .. }
         ) {
-            self.trigger(steadfast_core::topology::Trigger::Doubt);
+            self.trigger(Trigger::Loss);
         }
     }
 

@@ -53,7 +53,7 @@ impl Cluster {
                 .get(&number)
                 .is_none_or(|node| Some(node.facts()) == facts);
             if !stays && let Some(node) = nodes.remove(&number) {
-                node.retire(false);
+                node.retire(false, &self.left_behind);
             }
         }
     }

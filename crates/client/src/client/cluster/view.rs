@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use steadfast_core::node::{AnnouncedHost, Endpoint, NodeId};
 use steadfast_core::redirect::{Redirect, Routing};
-use steadfast_core::report::ClusterReport;
+use steadfast_core::report::{ClusterReport, Migration, MigrationKind};
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::{Changes, Member, MemberIndex, Moved, Topology, Trigger, View};
 
@@ -87,11 +87,59 @@ impl Cluster {
 
     /// Returns where a command goes that was answered ASK.
     pub(super) fn asked(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
-        let endpoint = self.translated(redirect).endpoint(&by.endpoint().host)?;
+        let named = self.translated(redirect).endpoint(&by.endpoint().host);
+        let endpoint = named.or_else(|| self.importing(by, redirect))?;
         Some(Aim::At {
             endpoint,
             asking: true,
         })
+    }
+
+    /// Where the node is that a slot goes to, by the word of the one that it leaves; for a redirect
+    /// that names no host. That is so where nodes prefer to be dialled by their names, and one has
+    /// none. `None` if the node has to be asked first.
+    fn importing(&self, by: &Node, redirect: &Redirect) -> Option<Endpoint> {
+        let mut known = self.known.lock();
+        let told = known.migrations.get(&by.id).into_iter().flatten();
+        let leaves =
+            |one: &&Migration| one.slot == redirect.slot && one.kind == MigrationKind::Migrating;
+        let to = told.rev().find(leaves);
+        let to = to.and_then(|one| known.topology.find(&one.other));
+        let endpoint = to.and_then(|to| known.topology.member(to).endpoint.clone());
+        if endpoint.is_none() {
+            known.to_ask.insert(by.id.clone());
+            drop(known);
+            self.trigger(Trigger::Contradiction);
+        }
+        endpoint
+    }
+
+    /// The places of the nodes that have to be asked themselves. Each is, once.
+    pub(super) fn to_be_asked(&self) -> Vec<Endpoint> {
+        let mut known = self.known.lock();
+        let ids = std::mem::take(&mut known.to_ask).into_iter();
+        let members = ids.filter_map(|id| known.topology.find(&id));
+        let endpoint = |at| known.topology.member(at).endpoint.clone();
+        members.filter_map(endpoint).collect()
+    }
+
+    /// Notes which slots the node that has answered says are on their way.
+    fn note_migrations(known: &mut Known, view: &View) {
+        let mut nodes = view.report.nodes.iter();
+        let Some(own) = nodes.find(|node| node.is_myself) else {
+            return;
+        };
+        let Some(id) = own
+            .id
+            .as_ref()
+            .filter(|id| known.topology.find(id).is_some())
+        else {
+            return;
+        };
+        match own.migrations.is_empty() {
+            true => drop(known.migrations.remove(id)),
+            false => drop(known.migrations.insert(id.clone(), own.migrations.clone())),
+        }
     }
 
     /// The place of the node at an endpoint that a redirect has named.
@@ -179,6 +227,7 @@ impl Cluster {
             known.first_heard.get_or_insert(now);
             known.heard = Some(now);
             known.error = None;
+            Self::note_migrations(&mut known, view);
         }
         let members: Vec<MemberIndex> = known.topology.members().map(|(index, _)| index).collect();
         for index in members {
@@ -256,7 +305,7 @@ impl Cluster {
             return;
         }
         if let Some(node) = self.routes.retire(node.number) {
-            node.retire(!answers);
+            node.retire(!answers, &self.left_behind);
         }
     }
 
@@ -265,7 +314,7 @@ impl Cluster {
         let member = known.topology.member(index);
         let facts = self.facts_of(member);
         if let Some(old) = self.routes.settle(index.number(), facts) {
-            old.retire(false);
+            old.retire(false, &self.left_behind);
         }
     }
 

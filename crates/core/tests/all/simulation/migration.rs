@@ -684,7 +684,7 @@ impl Sim {
                 // It may be frozen before it is asked.
                 let started = self.now;
                 if started > CHAOS {
-                    self.discovery.trigger(Trigger::Doubt);
+                    self.discovery.trigger(Trigger::Doubt, now);
                 }
             }
         }
@@ -715,7 +715,8 @@ impl Sim {
         };
         self.links[node] = None;
         self.abandoned[node].push(conn);
-        self.discovery.trigger(Trigger::Doubt);
+        let now = self.instant(self.now);
+        self.discovery.trigger(Trigger::Loss, now);
         // A connection is made for it, so that nothing is left behind.
         self.link(node);
         let lost: Vec<u32> = (self.flights.iter())
@@ -728,9 +729,16 @@ impl Sim {
         for op in lost {
             self.flights.remove(&op);
             self.lost.entry(op).or_default().insert(node);
-            self.parked.insert(op, None);
+            self.park(op, None);
         }
         self.flush();
+    }
+
+    /// It is to be sent again, to this node by ASK or to the owner.
+    fn park(&mut self, op: u32, asked: Option<usize>) {
+        let number = slot_of(self.made[op as usize].key);
+        self.gate.park(slot(number), u64::from(op));
+        self.parked.insert(op, asked);
     }
 
     fn link(&mut self, node: usize) -> u64 {
@@ -859,7 +867,7 @@ impl Sim {
             let by = self.topology.find(&id(flight.node)).expect("it is known");
             let (sent, now) = (self.instant(flight.sent), self.instant(self.now));
             self.topology.moved(by, &redirect, &host(), sent, now);
-            self.discovery.trigger(Trigger::Contradiction);
+            self.discovery.trigger(Trigger::Contradiction, now);
             self.compare(&before);
             // By the map, like all others of this slot.
             asked = None;
@@ -877,7 +885,7 @@ impl Sim {
             );
         } else {
             self.hops.insert(op, flight.hops + 1);
-            self.parked.insert(op, asked);
+            self.park(op, asked);
         }
         self.flush();
     }
