@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::clustered::Clustered;
 use super::judge::{BOUND, Line};
 use super::worker::{Break, ORDER, Order, now};
+use crate::site::eventually;
 
 /// What can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,13 @@ impl Fault {
             self,
             Self::ShardKilled | Self::ShardFrozen | Self::SlotMoved
         )
+    }
+}
+
+impl Fault {
+    /// Whether it locks the outbox's state row.
+    fn locks(self) -> bool {
+        matches!(self, Self::HoldLock | Self::RollBackSql)
     }
 }
 
@@ -202,6 +210,22 @@ impl Stage {
         for n in 0..self.workers.len() {
             self.start_worker(n, None);
         }
+    }
+
+    /// Waits until one of the processes has made the outbox, if that is to be taken hold of.
+    pub(crate) async fn until_it_can_break(&self) {
+        if !self.faults.iter().any(|fault| fault.locks()) {
+            return;
+        }
+        let made = async || {
+            let Ok(mut tx) = self.database.begin().await else {
+                return false;
+            };
+            let rows = tx.select(lock(&tx), &[]).await;
+            let _ = tx.rollback().await;
+            rows.is_ok()
+        };
+        eventually("the processes have an outbox", made).await;
     }
 
     fn start_worker(&mut self, n: usize, die_after_ms: Option<u64>) {

@@ -285,6 +285,7 @@ async fn run(
     // wrong for ever.
     let quiet = judge::BOUND + Duration::from_secs(1);
     stage.begin(span + quiet, span);
+    stage.until_it_can_break().await;
     while began.elapsed() < span {
         stage.next_fault().await;
         if rule.is_some() && is_caught(folder).await {
