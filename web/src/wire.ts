@@ -325,6 +325,7 @@ export interface Status {
     outbox_lag_ms: number | null;
     outbox_pending: number;
     outbox_trouble: string | null;
+    tasks_trouble: string | null;
   };
 }
 

@@ -318,6 +318,7 @@ impl CacheBuilder {
             sabotage: self.sabotage,
             views: AtomicU64::new(0),
             under_way: Arc::default(),
+            upkeep: Arc::default(),
             gone: tokio::sync::watch::Sender::default(),
         };
         let cache = Cache::start(inner);

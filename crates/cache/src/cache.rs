@@ -21,25 +21,35 @@ use crate::read::view::View;
 use crate::sql::Database;
 use crate::status::{self, CacheStatus};
 use crate::tier::redis::RedisTier;
+use crate::upkeep::Kept;
 
 impl Cache {
     /// Starts the tasks that serve the cache; they end when its last clone and its last view are
     /// dropped.
     pub(crate) fn start(inner: Inner) -> Self {
         let inner = Arc::new(inner);
-        let gone = || inner.gone.subscribe();
-        tokio::spawn(status::export(Arc::downgrade(&inner), gone()));
+        let gone = &inner.gone.subscribe();
+        let cache = Arc::downgrade(&inner);
+        let export = move |gone| status::export(cache.clone(), gone);
+        let mut kept = vec![Kept::new("exports figures", gone, export)];
         if let (Some(redis), Some(relay)) = (&inner.redis, &inner.relay) {
-            tokio::spawn(redis.clone().keep_verified(gone()));
-            tokio::spawn(relay.clone().run(gone()));
-            tokio::spawn(relay.clone().keep_watch(gone()));
-            tokio::spawn(watch_connection(redis.clone(), gone()));
-            tokio::spawn(channel::listen(
-                Arc::downgrade(&inner),
-                redis.clone(),
-                gone(),
-            ));
+            let verified = redis.clone();
+            let verify = move |gone| verified.clone().keep_verified(gone);
+            kept.push(Kept::new("verifies Redis", gone, verify));
+            let carrier = relay.clone();
+            let carry = move |gone| carrier.clone().run(gone);
+            kept.push(Kept::new("carries invalidations to Redis", gone, carry));
+            let watcher = relay.clone();
+            let watch = move |gone| watcher.clone().keep_watch(gone);
+            kept.push(Kept::new("watches the outbox", gone, watch));
+            let connected = redis.clone();
+            let doubt = move |gone| watch_connection(connected.clone(), gone);
+            kept.push(Kept::new("watches the connection", gone, doubt));
+            let (cache, heard) = (Arc::downgrade(&inner), redis.clone());
+            let listen = move |gone| channel::listen(cache.clone(), heard.clone(), gone);
+            kept.push(Kept::new("hears of invalidations", gone, listen));
         }
+        inner.upkeep.start(kept);
         Self { inner }
     }
 

@@ -100,6 +100,7 @@ mod status;
 mod target;
 mod tier;
 mod under_way;
+mod upkeep;
 
 /// The sqlx whose pools and transactions cross this interface.
 pub use sqlx;

@@ -19,6 +19,7 @@ use crate::tier::generation::Generations;
 use crate::tier::memory::Memory;
 use crate::tier::redis::RedisTier;
 use crate::under_way::UnderWay;
+use crate::upkeep::Upkeep;
 
 /// A read-through cache: memory, then Redis, then the caller's loader. One serves a whole
 /// application: its types are read through [views](Self::view), which share its memory, its
@@ -50,6 +51,8 @@ pub(crate) struct Inner {
     pub(crate) sabotage: Sabotage,
     /// Views made so far.
     pub(crate) views: AtomicU64,
+    /// The tasks that serve it.
+    pub(crate) upkeep: Arc<Upkeep>,
     /// Dropped with the cache, which ends the tasks that serve it.
     pub(crate) gone: watch::Sender<()>,
 }

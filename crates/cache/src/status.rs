@@ -35,6 +35,9 @@ pub struct CacheStatus {
     /// The reason why the outbox cannot be looked at or drained, in words, if it cannot: the
     /// database is away, a right is missing, Redis refuses.
     pub outbox_trouble: Option<String>,
+    /// A task of the cache that has failed within the last minute and was started again, or tasks
+    /// that have ended with their runtime and wait for the next read or write within one.
+    pub tasks_trouble: Option<String>,
     /// Invalidations of this process that Redis has not applied yet.
     pub outbox_pending: usize,
 }
@@ -74,6 +77,7 @@ impl CacheStatus {
             }
         });
         let relay = inner.relay.as_ref();
+        inner.upkeep.ensure();
         inner.export();
         Self {
             counts: inner.stats.snapshot(),
@@ -87,6 +91,7 @@ impl CacheStatus {
                 .and_then(|relay| relay.lag())
                 .map(|lag| lag.as_millis() as u64),
             outbox_trouble: relay.and_then(|relay| relay.trouble()),
+            tasks_trouble: inner.upkeep.trouble(),
             outbox_pending: relay.map_or(0, |relay| relay.pending.len()),
         }
     }

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use steadfast::{Certainty, PubSub, PubSubControl, PubSubEvent};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::clock::clock;
 use crate::monotonic::Monotonic;
@@ -29,15 +30,17 @@ use crate::target::Announcement;
 use crate::tier::redis::RedisTier;
 use crate::tier::redis::epoch_guard::number_text;
 
-/// Listens until the cache is gone.
+/// Listens until the cache is gone. What it does beside that ends with it, and a panic there is one
+/// of the whole.
 pub(crate) async fn listen(
     cache: Weak<Inner>,
     redis: Arc<RedisTier>,
     mut gone: watch::Receiver<()>,
 ) {
     let own = redis.names().own_channel(&redis.token_text());
-    let (mut pubsub, mut subscribed) = subscribe(&redis, &own);
-    tokio::spawn(be_there(pubsub.control(), redis.clone(), gone.clone()));
+    let mut beside = JoinSet::new();
+    let (mut pubsub, mut subscribed) = subscribe(&redis, &own, &mut beside);
+    beside.spawn(be_there(pubsub.control(), redis.clone(), gone.clone()));
     let mut listener = InvalidationListener {
         cache,
         redis,
@@ -64,6 +67,11 @@ pub(crate) async fn listen(
                 listener.subscribed = true;
                 listener.on_subscribed().await;
             }
+            Some(Err(ended)) = beside.join_next() => {
+                if let Ok(panic) = ended.try_into_panic() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
             _ = beats.tick() => listener.beat().await,
         }
     }
@@ -72,11 +80,15 @@ pub(crate) async fn listen(
 /// Subscribes to both channels, and tells when both have been confirmed for the first time. From
 /// then on they are made again by themselves, and an event tells that all of them stand; before,
 /// such an event may be about one of them, or none.
-fn subscribe(redis: &Arc<RedisTier>, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
+fn subscribe(
+    redis: &Arc<RedisTier>,
+    own: &[u8],
+    beside: &mut JoinSet<()>,
+) -> (PubSub, oneshot::Receiver<()>) {
     let pubsub = redis.client().pubsub_for(redis.names().channel());
     let (mut tell, subscribed) = oneshot::channel();
     let (control, redis, own) = (pubsub.control(), redis.clone(), own.to_vec());
-    tokio::spawn(async move {
+    beside.spawn(async move {
         let channels = [redis.names().channel(), own];
         tokio::select! {
             // Nobody listens any more: the cache is gone, or its client is closed.

@@ -314,6 +314,7 @@ impl Inner {
     /// After a commit: forgets, and wakes the relay. Answers the round that will have applied it.
     fn announce(&self, targets: &[Target]) -> Option<u64> {
         self.stats.invalidations.add(targets.len() as u64);
+        self.upkeep.ensure();
         let round = self.relay.as_ref().map(|relay| {
             // Pending first: a read that begins after this must not take the old value from Redis.
             let round = relay.next_round();

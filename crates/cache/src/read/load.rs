@@ -233,6 +233,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
     /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for
     /// it.
     pub(crate) fn new(view: &View<V>, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Self {
+        view.core().upkeep.ensure();
         if let Some(entry) = &held
             && !view.core().sabotage.tags_stripped
         {

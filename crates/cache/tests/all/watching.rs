@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::site::{
-    Loader, Site, connect, create_table, eventually, get, patient, plain, read_item, select_item,
-    set_item, sqlite, text, write_everywhere, write_item,
+    Loader, Site, all_is_applied, connect, create_table, eventually, get, patient, plain,
+    read_item, select_item, set_item, sqlite, text, write_everywhere, write_item,
 };
 
 /// What a process writes that dies before its relay.
@@ -578,4 +578,45 @@ async fn k14_a_cache_is_built_while_its_database_hangs() {
     );
     assert!(built.await.unwrap().is_ok());
     hanging.abort();
+}
+
+#[test]
+fn k14_a_cache_whose_runtime_has_ended_goes_on_in_that_of_its_next_caller() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    let alive = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let site = alive.block_on(Site::start());
+    let first = runtime();
+    let cache = first.block_on(async {
+        let cache = site.cache().await;
+        write_item(&cache, 7, 1).await;
+        all_is_applied(&cache).await;
+        cache
+    });
+    drop(first);
+    // Nobody is there to carry what a process leaves behind, and the status says so.
+    let trouble = cache.status().tasks_trouble.expect("its tasks are gone");
+    assert!(trouble.contains("carries invalidations"), "{trouble}");
+    alive.block_on(write_and_die(&site.database, 7, 2));
+    let second = runtime();
+    second.block_on(async {
+        write_item(&cache, 8, 1).await;
+        eventually("all is delivered", || outbox_is_empty(&site.database)).await;
+        all_is_applied(&cache).await;
+        assert_eq!(cache.status().tasks_trouble, None);
+        assert_eq!(cache.status().outbox_pending, 0);
+        let read = || async { read_item(&cache, 7).await.as_deref() == Some("2") };
+        eventually("the new value is read", read).await;
+        let proven = || async { cache.status().memory_proven };
+        eventually("the channel is listened to", proven).await;
+    });
+    drop(cache);
+    drop(second);
+    drop(site);
 }

@@ -41,7 +41,7 @@ impl Backend {
     fn outbox_check(&self) -> Check {
         let status = self.cache.status();
         let suspended = status.redis.and_then(|redis| redis.suspended);
-        let trouble = status.outbox_trouble;
+        let trouble = status.outbox_trouble.or(status.tasks_trouble);
         match (suspended, status.outbox_lag_ms) {
             (Some(why), _) if trouble.is_some() => Check::new(
                 Status::Degraded,
