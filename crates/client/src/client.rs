@@ -357,8 +357,8 @@ impl Client {
             .unwrap_or(ConnectionState::Closed)
     }
 
-    /// Starts its tasks anew where it is asked, if the runtime has ended in which they lived: whoever
-    /// asks before each call whether Redis answers would else never hear that it does.
+    /// Starts its tasks anew where it is asked, if the runtime has ended in which they lived:
+    /// whoever asks before each call whether Redis answers would else never hear that it does.
     fn revive_if_orphaned(&self) {
         let links = &self.inner.shared.links;
         if links.iter().any(|link| link.is_orphaned()) {

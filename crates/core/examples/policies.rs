@@ -38,8 +38,8 @@ fn main() -> Result<(), InvalidSetting> {
     let mut now = began;
     let mut printer = Printer { jams: 3 };
 
-    // Opens after two failures in a row, lets attempts through after a while, and closes when one of
-    // them succeeds.
+    // Opens after two failures in a row, lets attempts through after a while, and closes when one
+    // of them succeeds.
     let config = BreakerConfig {
         consecutive_failures: Some(2),
         probe_successes: 1,

@@ -27,8 +27,8 @@
 //!
 //! # Versions
 //! The router of axum, the secrets of secrecy, the client and the cache cross this interface, so
-//! their incompatible versions are part of ours; [`axum`] and [`secrecy`] are those that fit. Before
-//! 1.0 a minor version may break.
+//! their incompatible versions are part of ours; [`axum`] and [`secrecy`] are those that fit.
+//! Before 1.0 a minor version may break.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

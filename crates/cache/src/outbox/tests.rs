@@ -218,7 +218,8 @@ async fn k7_a_batch_is_bounded_in_rows_and_in_bytes() {
     assert_eq!(seen, [2, 1, 2]);
 }
 
-/// While SQL is known to have been rolled back nothing else is delivered: it would stand in the way.
+/// While SQL is known to have been rolled back nothing else is delivered: it would stand in the
+/// way.
 #[tokio::test]
 async fn k16_the_order_to_forget_everything_takes_the_place_of_all_that_waits() {
     let folder = tempfile::tempdir().unwrap();

@@ -38,9 +38,9 @@ use crate::tier::entry::{Entry, Label};
 /// A key or a tag may be of any length; one of more than 512 bytes is known, in Redis and in the
 /// outbox, by its beginning and a hash of it.
 ///
-/// Keys are those of the whole cache, so each view writes its own behind a prefix, which is the name
-/// of its class unless it is given [another](Self::prefix). Two views that share a class and mean
-/// different things need one each. That they are of different types is noticed, if serde has
+/// Keys are those of the whole cache, so each view writes its own behind a prefix, which is the
+/// name of its class unless it is given [another](Self::prefix). Two views that share a class and
+/// mean different things need one each. That they are of different types is noticed, if serde has
 /// different names for these: then each takes the other's values for missing. Two kinds of text
 /// look alike.
 pub struct View<V> {
@@ -197,9 +197,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// Lets a value choose its own life, shorter or longer than that of its class, as a token does
-    /// that expires. It is counted from the load. A
-    /// [`Duration`](std::time::Duration) is the time for which the value is fresh, and then it is
-    /// gone: it is not served as stale, which a [`Lifetime`] can allow. Jitter shortens either. A class that never serves stale does not do so for such a value.
+    /// that expires. It is counted from the load. A [`Duration`](std::time::Duration) is the time
+    /// for which the value is fresh, and then it is gone: it is not served as stale, which a
+    /// [`Lifetime`] can allow. Jitter shortens either. A class that never serves stale does not do
+    /// so for such a value.
     ///
     /// ```no_run
     /// # use std::time::Duration;

@@ -323,8 +323,8 @@ impl Connector {
     }
 }
 
-/// The number of questions to providers: of all clients, as the nodes of a cluster have one provider
-/// in common, whose answers are told apart by it.
+/// The number of questions to providers: of all clients, as the nodes of a cluster have one
+/// provider in common, whose answers are told apart by it.
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
 /// Returns of several errors the one that says most: the word of a server before the silence of

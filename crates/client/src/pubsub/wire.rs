@@ -58,8 +58,8 @@ pub(super) enum Asked {
     Proof(String),
 }
 
-/// So many times as long as a server may be silent, its answer to a question, or the rest of what it
-/// has begun to say, may be on its way: bytes are a sign of life, but not for ever.
+/// So many times as long as a server may be silent, its answer to a question, or the rest of what
+/// it has begun to say, may be on its way: bytes are a sign of life, but not for ever.
 const ON_ITS_WAY: u32 = 20;
 
 /// A peer that takes nothing holds the subscriber up for so long.

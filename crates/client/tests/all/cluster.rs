@@ -674,8 +674,8 @@ async fn t8_t11_pipelines_and_commands_over_all_slots_are_joined_in_order_while_
     assert!(moved > 0 && rounds > 0 && wide > 0);
 }
 
-/// Writes a key of each slot that moves by one MSET, reads them by one MGET and deletes half of them
-/// by one DEL: a part that is redirected is followed, and what it answers is joined at the
+/// Writes a key of each slot that moves by one MSET, reads them by one MGET and deletes half of
+/// them by one DEL: a part that is redirected is followed, and what it answers is joined at the
 /// place of its keys. Returns how often.
 async fn read_and_write_wide(
     client: Client,

@@ -67,8 +67,8 @@ async fn no_browsers(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Does what is asked to its end, though whoever has asked hangs up: a change that is dropped in its
-/// midst would leave half of it.
+/// Does what is asked to its end, though whoever has asked hangs up: a change that is dropped in
+/// its midst would leave half of it.
 async fn to_the_end(request: Request, next: Next) -> Response {
     if request.method() == Method::GET {
         return next.run(request).await;

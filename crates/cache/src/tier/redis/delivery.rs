@@ -1,9 +1,9 @@
 //! The record that Redis keeps of the last delivery from the outbox.
 //!
-//! Redis is ahead of SQL by what it has applied and SQL has not been told of: the relay died, or its
-//! commit failed. Then the rows still wait, and SQL's watermark is what it was when they were taken.
-//! Redis may be ahead for no other reason, so without that SQL was rolled back, and the record says
-//! so to processes that have not seen SQL before.
+//! Redis is ahead of SQL by what it has applied and SQL has not been told of: the relay died, or
+//! its commit failed. Then the rows still wait, and SQL's watermark is what it was when they were
+//! taken. Redis may be ahead for no other reason, so without that SQL was rolled back, and the
+//! record says so to processes that have not seen SQL before.
 
 use crate::outbox::{Glance, RowMark};
 

@@ -13,10 +13,10 @@
 //!
 //! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things
 //! give that away: its watermark is lower than it was at an earlier look, or it is lower than that
-//! of Redis for another reason than the one that there may be. Redis is ahead by what it has applied
-//! and SQL has not been told of yet, and then those very rows still wait in the outbox. So Redis
-//! keeps a record of the last delivery: what SQL's watermark was before it, what that of Redis was
-//! after it, and one of its rows. That outlives every process.
+//! of Redis for another reason than the one that there may be. Redis is ahead by what it has
+//! applied and SQL has not been told of yet, and then those very rows still wait in the outbox. So
+//! Redis keeps a record of the last delivery: what SQL's watermark was before it, what that of
+//! Redis was after it, and one of its rows. That outlives every process.
 //!
 //! And two databases may be given one namespace by mistake. So each has a random number of its own,
 //! with which its epochs begin: what lies in an epoch of another's is never read. Whose processes

@@ -6,12 +6,12 @@
 /// KEYS epoch, watermark, the record of the last delivery, the two logs of names, all that is to be
 /// deleted. ARGV epoch, SQL's watermark, count, channel, announcement, a new epoch or nothing, how
 /// many names a log holds, its life in ms, the command that publishes, the marks of the rows that
-/// are delivered, 1 if Redis may be ahead of SQL whatever the reason, the names for the log. Refuses
-/// if the epoch is another (-1) or Redis is behind SQL (-2): to raise its watermark then would hide
-/// that; or if it has lost count. Refuses too if Redis is ahead of SQL (-3) by anything but a
-/// delivery whose rows still wait, which SQL has not been told of: else SQL was rolled back, and to
-/// raise its watermark past where it was would hide that. Frees before it writes, if need be the
-/// watermark itself: a full Redis refuses a script that writes first.
+/// are delivered, 1 if Redis may be ahead of SQL whatever the reason, the names for the log.
+/// Refuses if the epoch is another (-1) or Redis is behind SQL (-2): to raise its watermark then
+/// would hide that; or if it has lost count. Refuses too if Redis is ahead of SQL (-3) by anything
+/// but a delivery whose rows still wait, which SQL has not been told of: else SQL was rolled back,
+/// and to raise its watermark past where it was would hide that. Frees before it writes, if need be
+/// the watermark itself: a full Redis refuses a script that writes first.
 ///
 /// The record: SQL's watermark before the delivery, that of Redis after it, the mark of the first
 /// row.

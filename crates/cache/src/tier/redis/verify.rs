@@ -82,14 +82,13 @@ impl RedisTier {
 
 const SQL_LIMIT: Duration = Duration::from_secs(1);
 
-/// KEYS epoch, watermark, the record of the last delivery. ARGV what SQL says Redis must have reached, a new epoch, the database's
-/// number if it is known, how the channels are called on which those of a database listen, the
-/// command that publishes on them. Returns the epoch, the watermark, whether the epoch is new,
-/// whether there was one before, and the record; no epoch if it is another database's whose
-/// processes are there.
-/// Keeps the epoch of a Redis that is current, begins a new one otherwise; of several processes
-/// that find it behind at once, the first begins it and the others adopt it. Frees before it
-/// writes, which a full Redis takes.
+/// KEYS epoch, watermark, the record of the last delivery. ARGV what SQL says Redis must have
+/// reached, a new epoch, the database's number if it is known, how the channels are called on which
+/// those of a database listen, the command that publishes on them. Returns the epoch, the
+/// watermark, whether the epoch is new, whether there was one before, and the record; no epoch if
+/// it is another database's whose processes are there. Keeps the epoch of a Redis that is current,
+/// begins a new one otherwise; of several processes that find it behind at once, the first begins
+/// it and the others adopt it. Frees before it writes, which a full Redis takes.
 const ADOPT: &str = "\
 local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
 if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \

@@ -239,8 +239,8 @@ impl Cluster {
         known.kin_heard.is_none_or(|heard| heard < began)
     }
 
-    /// Tells, once of each node, that a seed leads to another cluster, and whether that one is taken
-    /// for ours, made anew. Its nodes may have got the addresses of ours.
+    /// Tells, once of each node, that a seed leads to another cluster, and whether that one is
+    /// taken for ours, made anew. Its nodes may have got the addresses of ours.
     fn tell_of_stranger(&self, view: &View, believed: bool) {
         let mut nodes = view.report.nodes.iter();
         let port = nodes.find(|node| node.is_myself).map(|node| node.port);

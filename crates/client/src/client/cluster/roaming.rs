@@ -138,9 +138,8 @@ impl Transport for Roaming {
     }
 
     /// One that any node serves leaves the one that is no member any more, or that the others agree
-    /// is away, and one of a slot the
-    /// one that is its owner no more: nothing is published there. A deposed owner that is cut off
-    /// from the others does not know it, and goes on answering.
+    /// is away, and one of a slot the one that is its owner no more: nothing is published there. A
+    /// deposed owner that is cut off from the others does not know it, and goes on answering.
     fn left(&self, place: Location) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let (Some(cluster), Location::Tcp(address)) = (self.cluster.get(), place) else {
