@@ -67,6 +67,7 @@ export function drawConnection(store: Store): void {
       : []),
     ['Invalidations waiting', cache.outbox_pending === 0 ? 'none' : count(cache.outbox_pending)],
     ...(cache.outbox_trouble ? [['Why they wait', cache.outbox_trouble] as [string, string]] : []),
+    ...(cache.tasks_trouble ? [['Its own tasks', cache.tasks_trouble] as [string, string]] : []),
     ['Keys and tags invalidated', count(counts.invalidations)],
     ['Stale answers given', count(counts.stale)],
     ['Loads from SQL', `${count(counts.loads)}, ${count(counts.loads_failed)} failed`],

@@ -128,6 +128,15 @@ function inWords(event: Noted): Told {
       };
     case 'failed_over':
       return failedOver(event);
+    case 'other_cluster':
+      return {
+        mood: 'bad',
+        icon: 'link',
+        title: 'A seed leads to another cluster',
+        detail: `${word('address')} answers for it; ${
+          event.believed === true ? 'it is taken for ours, made anew' : 'it is not believed'
+        }`,
+      };
     case 'stuck_reset':
       return {
         mood: 'bad',

@@ -476,8 +476,8 @@ pub struct Thresholds {
     /// How often its client may ask who owns which slots. Default 100.
     pub discoveries: u64,
     /// How many times as long as before 99 of 100 reads of shards to which nothing is done take at
-    /// most while others are broken, of a subject whose data are in a cluster. Not judged unless it
-    /// is set.
+    /// most while one is frozen or down, of a subject whose data are in a cluster. Not judged unless
+    /// it is set.
     pub p99_elsewhere: Option<f64>,
     /// 99 of 100 failed reads of a broken shard take no longer than this, from two seconds after it
     /// was broken. Not judged unless it is set.
@@ -617,6 +617,11 @@ mod tests {
             ("[load]\nrate = 5\ncallers = 5\n", (5, 11), "both"),
             ("[load]\nwrites = 1.5\n", (4, 10), "between 0 and 1"),
             ("[load]\nwrites = nan\n", (4, 10), "between 0 and 1"),
+            (
+                "[thresholds]\np99_elsewhere = nan\n",
+                (4, 17),
+                "between 0.01 and 1000000",
+            ),
             (
                 "[load]\nrate = 5\nwrites = 1\n",
                 (5, 10),

@@ -88,7 +88,7 @@ impl Source {
             store,
             load: self.load.checked(phases, self.phases.span())?,
             phases,
-            thresholds: self.thresholds.checked(),
+            thresholds: self.thresholds.checked()?,
             http: self.target.http.map(HttpSource::checked).transpose()?,
         })
     }
@@ -348,9 +348,9 @@ struct ThresholdsSource {
 }
 
 impl ThresholdsSource {
-    fn checked(self) -> Thresholds {
+    fn checked(self) -> Result<Thresholds, Mistake> {
         let usual = Thresholds::default();
-        Thresholds {
+        Ok(Thresholds {
             connection_success: self
                 .connection_success
                 .map_or(usual.connection_success, |s| s.0),
@@ -365,9 +365,9 @@ impl ThresholdsSource {
             lost: self.lost.unwrap_or(usual.lost),
             failed_elsewhere: self.failed_elsewhere.unwrap_or(usual.failed_elsewhere),
             discoveries: self.discoveries.unwrap_or(usual.discoveries),
-            p99_elsewhere: self.p99_elsewhere.map(|times| times.into_inner()),
+            p99_elsewhere: share_of(self.p99_elsewhere, 0.01, 1e6)?,
             refused_within: self.refused_within.map(|t| t.0),
             control_fails: self.control_fails.unwrap_or(usual.control_fails),
-        }
+        })
     }
 }

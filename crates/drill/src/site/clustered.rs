@@ -115,12 +115,12 @@ impl ClusteredSite {
             }
             Fault::ShardDown => {
                 let replicas = cluster.replicas_of(primary).await?;
+                self.note_broken();
                 self.take(replicas.into_iter().chain([primary])).await;
             }
             Fault::ShardFrozen => {
                 let replicas = cluster.replicas_of(primary).await?;
-                let now = Instant::now();
-                *lock(&self.broken) = Some((now, now));
+                self.note_broken();
                 for at in replicas.into_iter().chain([primary]) {
                     lock(&self.taken).push(at);
                     cluster.node(at).freeze()?;
@@ -153,6 +153,12 @@ impl ClusteredSite {
             other => unreachable!("{} is none of a scenario with a cluster", other.name()),
         }
         Ok(())
+    }
+
+    /// Notes that a shard is broken from now on; until when is noted at its end.
+    fn note_broken(&self) {
+        let now = Instant::now();
+        *lock(&self.broken) = Some((now, now));
     }
 
     pub(super) async fn end(&self, fault: &Fault) -> Result<(), ProcessError> {

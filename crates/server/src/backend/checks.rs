@@ -41,7 +41,9 @@ impl Backend {
     fn outbox_check(&self) -> Check {
         let status = self.cache.status();
         let suspended = status.redis.and_then(|redis| redis.suspended);
-        let trouble = status.outbox_trouble.or(status.tasks_trouble);
+        let troubles = [status.outbox_trouble, status.tasks_trouble];
+        let troubles: Vec<_> = troubles.into_iter().flatten().collect();
+        let trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
         match (suspended, status.outbox_lag_ms) {
             (Some(why), _) if trouble.is_some() => Check::new(
                 Status::Degraded,

@@ -24,8 +24,8 @@ pub struct ClusterConfig {
     /// that is not there, a connection to each replica.
     pub read_from: ReadFrom,
     /// The age that the data of a replica may have at most which is read from; default 1 s, at
-    /// least 100 ms. Where replicas are read from,
-    /// they and their primaries are asked for their state four times within it.
+    /// least 100 ms. Where replicas are read from, they and their primaries are asked for their
+    /// state four times within it.
     #[serde(serialize_with = "duration")]
     pub max_lag: Duration,
     /// `[redis.cluster.addresses]`: announced addresses, and where they can be reached; default
