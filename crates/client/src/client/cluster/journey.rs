@@ -12,7 +12,7 @@ use steadfast_core::command::{self, Effect, Errors};
 use steadfast_core::conn::Reply;
 use steadfast_core::node::NodeId;
 use steadfast_core::policy::Deadline;
-use steadfast_core::redirect::{MAX_HOPS, Routing, is_try_again_for_script};
+use steadfast_core::redirect::{MAX_HOPS, Redirect, Routing, is_try_again_for_script};
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::Trigger;
 
@@ -135,6 +135,9 @@ pub(super) struct Journey<'a> {
     redirected: bool,
     /// The nodes at which an attempt that was given up may still run.
     abandoned_at: Vec<NodeId>,
+    /// The redirect, in words that a script may have written, that the next attempt follows: who
+    /// said so, and when it had been asked.
+    pointed: Option<(Arc<Node>, Redirect, Instant)>,
     /// Its first attempt, if it was made elsewhere.
     begun: Option<Begun<'a>>,
 }
@@ -208,6 +211,7 @@ impl Cluster {
             suspicion: Suspicion::default(),
             redirected: false,
             abandoned_at: Vec::new(),
+            pointed: None,
             begun: None,
         }
     }
@@ -289,6 +293,7 @@ impl Journey<'_> {
             };
             let error = match result {
                 Ok(reply) => {
+                    self.learn_where_it_was_served(&aim);
                     self.has_run();
                     return Ok(reply);
                 }
@@ -306,6 +311,12 @@ impl Journey<'_> {
                 return Err(node.blame(error).at_best(self.unknown));
             };
             self.redirected = matches!(routing, Some(Routing::Moved(_) | Routing::Ask(_)));
+            self.pointed = match &routing {
+                Some(Routing::Moved(redirect)) if self.is_of_script(&error) => {
+                    Some((Arc::clone(&node), redirect.clone(), sent))
+                }
+                _ => None,
+            };
             let error = match routing {
                 Some(routing) if routing.follows() => {
                     // Its words may be those of a script that has run.
@@ -579,6 +590,22 @@ impl Journey<'_> {
     /// Returns whether an error is in words that a script may have written.
     fn is_of_script(&self, error: &Error) -> bool {
         self.plan.errors == Errors::ProveNothing && error.certainty() != Certainty::Rejected
+    }
+
+    /// Believes the redirect of a script once the node that it names has run the script: only the
+    /// owner of its keys does, so the words were not the script's own. A script without keys runs
+    /// anywhere, and proves nothing.
+    fn learn_where_it_was_served(&mut self, aim: &Aim) {
+        let Some((by, redirect, sent)) = self.pointed.take() else {
+            return;
+        };
+        let Payload::Command(cmd) = self.payload else {
+            return;
+        };
+        let has_keys = command::key_names(command::arguments(cmd)).next().is_some();
+        if has_keys && matches!(aim, Aim::At { asking: false, .. }) {
+            self.cluster.moved(&by, &redirect, sent);
+        }
     }
 
     /// Returns what an error says about who serves, if nobody but the server can have said it. A
