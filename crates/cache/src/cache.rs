@@ -174,6 +174,11 @@ impl Cache {
 /// only the node on which the namespace lives is of interest.
 async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
     let mut events = redis.client().events();
+    let _doubt = DoubtAtEnd(redis.clone());
+    // It was formed while nobody watched, between an earlier run and this one.
+    if redis.epoch_guard.epoch().is_some() {
+        redis.epoch_guard.doubt_all();
+    }
     loop {
         let event = tokio::select! {
             _ = gone.changed() => return,
@@ -194,7 +199,21 @@ async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) 
                 }
             }
             Some(_) => redis.epoch_guard.doubt_all(),
-            None => return,
+            // The client is closed, and nothing will be connected to again.
+            None => {
+                let _ = gone.changed().await;
+                return;
+            }
         }
+    }
+}
+
+/// Leaves no belief behind when the watching ends, with its runtime or by a panic: nobody would
+/// hear that another Redis was connected to.
+struct DoubtAtEnd(Arc<RedisTier>);
+
+impl Drop for DoubtAtEnd {
+    fn drop(&mut self) {
+        self.0.epoch_guard.doubt_all();
     }
 }

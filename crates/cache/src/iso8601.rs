@@ -42,12 +42,15 @@ pub fn serialize<T: Iso8601, S: Serializer>(value: &T, serializer: S) -> Result<
 /// For serde: reads it.
 ///
 /// # Errors
-/// Names what a text is not, such as PostgreSQL's `infinity`.
+/// Names what a text is not, such as PostgreSQL's `infinity`, without quoting it: it is of a row.
 pub fn deserialize<'de, T: Iso8601, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     let wrong = || {
-        let shown = text.as_deref().unwrap_or("null");
-        D::Error::custom(format_args!("`{shown}` is no {}", T::NAME))
+        let shown = match &text {
+            Some(text) => format!("a text of {} bytes", text.len()),
+            None => "null".to_owned(),
+        };
+        D::Error::custom(format_args!("{shown} is no {}", T::NAME))
     };
     T::read(text.as_deref()).ok_or_else(wrong)
 }

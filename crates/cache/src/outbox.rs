@@ -367,21 +367,28 @@ impl Outbox {
     }
 
     /// Orders that everything be forgotten, before anything else is delivered, unless that is
-    /// ordered already. What waits is included.
+    /// ordered already. The first row that waits becomes the order, which covers it; the others
+    /// stay behind it, however many they are.
     pub(crate) async fn order_all(&self) -> Result<(), SourceError> {
         let now = self.now();
         let insert = format!(
             "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES (?, 'all', ?, {now})"
         );
+        let update = "UPDATE steadfast_outbox SET kind = 'all', target = ? WHERE id = ?";
         self.within(async {
             let (mut session, _) = self.locked().await?;
-            let first = "SELECT kind FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT 1";
-            let first: Vec<(String,)> = session.fetch(first, &[&self.namespace]).await?;
-            if first.first().is_none_or(|(kind,)| kind != "all") {
-                let delete = "DELETE FROM steadfast_outbox WHERE namespace = ?";
-                session.execute(delete, &[self.param()]).await?;
-                let params = [self.param(), Param::Bytes(Vec::new())];
-                session.execute(&insert, &params).await?;
+            let first =
+                "SELECT id, kind FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT 1";
+            let first: Vec<(i64, String)> = session.fetch(first, &[&self.namespace]).await?;
+            let nothing = Param::Bytes(Vec::new());
+            match first.first() {
+                Some((_, kind)) if kind == "all" => {}
+                Some((id, _)) => {
+                    session.execute(update, &[nothing, Param::Int(*id)]).await?;
+                }
+                None => {
+                    session.execute(&insert, &[self.param(), nothing]).await?;
+                }
             }
             session.commit().await
         })

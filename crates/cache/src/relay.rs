@@ -347,14 +347,20 @@ impl Relay {
                 Ok(watermark) => watermark,
                 Err(trouble) => {
                     let fallen = matches!(trouble, RedisFailure::Fallen);
-                    if fallen {
+                    // The row on record may lie beyond a batch that was made smaller.
+                    let sees_all = complete || most >= BATCH;
+                    if fallen && sees_all {
                         redis.epoch_guard.on_fall(batch.watermark);
                     }
                     if let Err(error) = self.outbox.leave(batch).await {
                         tracing::debug!(%error, "a batch that could not be delivered");
                     }
-                    if fallen {
+                    if fallen && sees_all {
                         return Ok(false);
+                    }
+                    if fallen {
+                        self.batch.store(BATCH, Ordering::Relaxed);
+                        continue;
                     }
                     // The same again might fail again: it may be more than the link or Redis can
                     // take in the time.

@@ -139,7 +139,7 @@ impl Upkeep {
                 break;
             }
             match ended {
-                Ok(()) => kept.failed("has ended, as it does with the client"),
+                Ok(()) => kept.failed("has ended"),
                 Err(panic) => kept.failed(&format!("has panicked: {}", words_of(&*panic))),
             }
             if clock().saturating_duration_since(began) > TOLD_FOR {

@@ -34,12 +34,21 @@ struct Listener<'a>(&'a mut Vec<&'static str>);
 impl Listener<'_> {
     /// Fails, if the type goes deeper than any needs to: one that is made of itself has no end.
     fn hear(&mut self, asked: &'static str) -> Result<(), NoValue> {
-        self.0.push(asked);
-        if self.0.len() < DEEPEST {
-            Ok(())
-        } else {
-            Err(NoValue)
+        if self.has_heard_enough() {
+            return Err(NoValue);
         }
+        self.0.push(asked);
+        if self.has_heard_enough() {
+            Err(NoValue)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Then there is nothing more in it either: a type that passes over elements which it cannot
+    /// read would ask for the next one for ever.
+    fn has_heard_enough(&self) -> bool {
+        self.0.len() >= DEEPEST
     }
 }
 
@@ -120,6 +129,9 @@ impl<'de> SeqAccess<'de> for Listener<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, NoValue> {
+        if self.has_heard_enough() {
+            return Ok(None);
+        }
         seed.deserialize(Listener(self.0)).map(Some)
     }
 }
@@ -131,6 +143,9 @@ impl<'de> MapAccess<'de> for Listener<'_> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, NoValue> {
+        if self.has_heard_enough() {
+            return Ok(None);
+        }
         seed.deserialize(Listener(self.0)).map(Some)
     }
 
@@ -179,6 +194,41 @@ mod tests {
 
     #[derive(serde::Deserialize)]
     struct Endless(#[expect(dead_code, reason = "it is only asked for")] Vec<Endless>);
+
+    /// Passes over what it cannot read, as some types do.
+    struct Lenient;
+
+    impl<'de> serde::Deserialize<'de> for Lenient {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            from.deserialize_seq(Lenient)
+        }
+    }
+
+    impl<'de> Visitor<'de> for Lenient {
+        type Value = Self;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self, A::Error> {
+            while !matches!(elements.next_element::<u64>(), Ok(None)) {}
+            Ok(self)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self, A::Error> {
+            while !matches!(entries.next_key::<u64>(), Ok(None)) {}
+            Ok(self)
+        }
+    }
+
+    #[test]
+    fn k12_a_type_that_passes_over_what_it_cannot_read_comes_to_an_end() {
+        assert_eq!(asked_by::<Lenient>().split(" of ").count(), DEEPEST);
+        let mut asked = Vec::new();
+        assert!(Listener(&mut asked).deserialize_map(Lenient).is_ok());
+        assert_eq!(asked.len(), DEEPEST);
+    }
 
     #[test]
     fn k12_types_are_told_apart_by_what_serde_calls_them_and_by_nothing_else() {

@@ -38,6 +38,7 @@ pub(crate) async fn listen(
     mut gone: watch::Receiver<()>,
 ) {
     let own = redis.names().own_channel(&redis.token_text());
+    let _found = FoundNoMore(redis.clone());
     let mut beside = JoinSet::new();
     let (mut pubsub, mut subscribed) = subscribe(&redis, &own, &mut beside);
     beside.spawn(be_there(pubsub.control(), redis.clone(), gone.clone()));
@@ -61,7 +62,12 @@ pub(crate) async fn listen(
             _ = gone.changed() => return,
             event = pubsub.next() => match event {
                 Some(event) => listener.on_event(event).await,
-                None => return,
+                // The client is closed: nothing will be heard any more.
+                None => {
+                    beside.abort_all();
+                    let _ = gone.changed().await;
+                    return;
+                }
             },
             Ok(()) = &mut subscribed, if !listener.subscribed => {
                 listener.subscribed = true;
@@ -74,6 +80,16 @@ pub(crate) async fn listen(
             }
             _ = beats.tick() => listener.beat().await,
         }
+    }
+}
+
+/// Tells, when the listening ends, with its runtime or by a panic, that other databases' processes
+/// do not find this one any more.
+struct FoundNoMore(Arc<RedisTier>);
+
+impl Drop for FoundNoMore {
+    fn drop(&mut self) {
+        self.0.epoch_guard.can_be_found(None);
     }
 }
 

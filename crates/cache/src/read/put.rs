@@ -8,6 +8,7 @@ use super::load::add_tags;
 use super::view::View;
 use crate::clock::clock;
 use crate::key::Key;
+use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
 use crate::tier::redis::Fill;
 
@@ -24,13 +25,15 @@ pub struct Put {
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Stores a value that the caller knows to be that of `key` now, in memory and in Redis, as if
     /// it had just been loaded; says which of them hold it. The database is not asked, so it may be
-    /// away. Redis does not hold it if it cannot be reached, or if it is invalidated meanwhile;
-    /// neither does if it is longer than a value may be.
+    /// away. Redis does not hold it if it cannot be reached, or if it is invalidated after Redis
+    /// was asked; nor if this process hears of that before. Neither holds a value that is longer
+    /// than one may be, cannot be written as it is or has no life, and an older one is removed.
     ///
     /// Nobody is told: other processes that have an older value in memory keep it. What has
     /// *changed* is better [written](crate::Cache::write) or [expired](Self::expire). And a value
     /// that was read *before* an invalidation would overtake it: where another may change it
-    /// meanwhile, [`get`](Self::get) it instead, which cannot.
+    /// meanwhile, [`get`](Self::get) it instead, which cannot. Another process that is
+    /// [warming](Self::warm) and had asked the database before stores in Redis what it read then.
     ///
     /// ```no_run
     /// # async fn f(sessions: steadfast_cache::View<String>) {
@@ -42,6 +45,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// ```
     pub async fn put<K: Key>(&self, key: K, value: V) -> Put {
         let (cache, ttl, known_at) = (self.core(), self.ttl(), clock());
+        cache.upkeep.ensure();
         let name = self.name(&key);
         let mut tags = self.tags_of(&key, &name);
         if let Some(held) = self.held::<&[u8]>(&key, &name, &[])
@@ -57,18 +61,23 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let snapshot = cache.generations.snapshot(&name, &tags);
         let life = self.life(&ttl, Some(&value));
         let bytes = match self.codec().encode(&value) {
-            Ok(bytes) if bytes.len() <= cache.value_max && !life.keep.is_zero() => bytes,
-            ending => {
-                match ending {
-                    Ok(_) => cache.stats.not_stored.add(1),
-                    Err(problem) => self.cannot_keep(&name, &*problem),
-                }
-                cache.memory.remove(&name);
-                return Put {
-                    memory: false,
-                    redis: false,
-                };
+            Ok(_) if life.keep.is_zero() => None,
+            Ok(bytes) if bytes.len() > cache.value_max => {
+                cache.stats.not_stored.add(1);
+                None
             }
+            Ok(bytes) => Some(bytes),
+            Err(problem) => {
+                self.cannot_keep(&name, &*problem);
+                None
+            }
+        };
+        let Some(bytes) = bytes else {
+            cache.remove(&name).await;
+            return Put {
+                memory: false,
+                redis: false,
+            };
         };
         let times = Times {
             loaded_at: known_at.into(),
@@ -89,7 +98,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                     type_version: label.version,
                     loaded_at: known_at,
                 };
-                let put = redis.put(&name, &tags, fill).await;
+                let still = || cache.generations.is_uninvalidated(&snapshot);
+                let put = redis.put(&name, &tags, fill, still).await;
                 put.unwrap_or_else(|trouble| {
                     cache.pass_by_redis(&trouble);
                     false
@@ -98,5 +108,20 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             _ => false,
         };
         Put { memory, redis }
+    }
+}
+
+impl Inner {
+    /// Removes a value from both tiers: a newer one is known that they cannot hold. From memory
+    /// once more in the end, since a reader may have taken meanwhile what was still in Redis.
+    async fn remove(&self, name: &[u8]) {
+        self.memory.remove(name);
+        if let Some(redis) = &self.redis
+            && let Err(trouble) = redis.remove(name).await
+        {
+            self.pass_by_redis(&trouble);
+        }
+        self.generations.bump_key(name);
+        self.memory.remove(name);
     }
 }

@@ -300,8 +300,9 @@ impl<V> View<V> {
         }
     }
 
-    /// The times of a value from Redis. It may have been loaded by another class, whose times are
-    /// not ours; those that a value has chosen for itself are.
+    /// The times of a value that another view may have stored, in this process or another. It may
+    /// have been loaded by another class, whose times are not ours; those that a value has chosen
+    /// for itself are, if this view lets values choose.
     pub(crate) fn stored_life(&self, ttl: &Ttl, stored: Life, absent: bool) -> Life {
         if self.core().sabotage.class_ignored {
             return stored;
@@ -360,13 +361,16 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 && entry.carries(&self.tags_of(key, name), &made.cache.inner.generations)
     }
 
-    /// The life of an entry, by this view's class.
+    /// The life of an entry, by this view's class. The life that a value has chosen, and its class
+    /// would not have given it, is one only to views that let values choose.
     pub(crate) fn life_of(&self, entry: &Entry, ttl: &Ttl) -> Life {
-        if entry.class() == self.made.class.number || self.core().sabotage.class_ignored {
-            return entry.life();
+        let (made, life) = (&*self.made, entry.life());
+        let is_of_our_class = entry.class() == made.class.number && !life.own;
+        if entry.view() == made.number || is_of_our_class {
+            return life;
         }
         let absent = entry.value::<V>().is_none_or(Option::is_none);
-        entry.life().within(ttl, absent)
+        self.stored_life(ttl, life, absent)
     }
 
     /// Returns the value in memory, fresh or not, if this view can read it.

@@ -56,6 +56,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         F: Future<Output = Result<I, LoadError>> + Send,
     {
         let (cache, ttl) = (self.core(), self.ttl());
+        cache.upkeep.ensure();
         let whole = cache.generations.snapshot_all();
         let window = match &cache.redis {
             Some(redis) => redis.open_window().await.ok(),
@@ -96,6 +97,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             let life = self.life(&ttl, Some(&value));
             if life.keep.is_zero() {
                 continue;
+            }
+            if let Some(redis) = cache.redis.as_ref().filter(|_| life.own) {
+                redis.outlast(life.keep);
             }
             let times = Times {
                 loaded_at: began.into(),

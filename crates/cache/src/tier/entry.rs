@@ -19,6 +19,8 @@ use crate::monotonic::{Monotonic, NanoSpan};
 pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
     pub(super) key: SmallVec<[u8; SHORT_KEY]>,
     pub(super) published: AtomicBool,
+    /// Whether the value has chosen its life, and not its class.
+    own: bool,
     /// Answers given from here: what is hot is refreshed first.
     pub(super) hits: AtomicU32,
     /// The number of the view that stored it.
@@ -77,6 +79,7 @@ impl Entry {
         Arc::new(Entry {
             key: SmallVec::from_slice(key),
             published: AtomicBool::new(false),
+            own: times.life.own,
             hits: AtomicU32::new(0),
             view: label.view,
             tags: snapshot.tags.clone(),
@@ -142,7 +145,7 @@ impl Entry {
         Life {
             fresh: self.fresh.into(),
             keep: self.keep.into(),
-            own: false,
+            own: self.own,
         }
     }
 

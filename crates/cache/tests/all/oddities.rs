@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use steadfast_cache::{
     BuildError, Cache, ClassGuard, Database, DatabaseOptions, InvalidSetting, Source, Ttl, View,
@@ -75,6 +77,25 @@ async fn k12_a_value_above_the_limit_is_answered_and_kept_nowhere() {
         );
     }
     assert_eq!(cache.status().counts.oversized, 2);
+}
+
+#[tokio::test]
+async fn k12_a_value_that_cannot_be_put_leaves_no_older_one_in_its_place() {
+    let site = Site::start().await;
+    let cache = site.builder().await.value_max(100).build().await.unwrap();
+    let view = text(&cache, "user").lifetime_by(|value| match value.as_str() {
+        "ends" => Duration::ZERO,
+        _ => Duration::from_secs(60),
+    });
+    for (value, oversized) in [("x".repeat(101), 1), ("ends".to_owned(), 1)] {
+        let old = view.put("a", "old".to_owned()).await;
+        assert!(old.memory && old.redis, "{old:?}");
+        let put = view.put("a", value).await;
+        assert!(!put.memory && !put.redis, "{put:?}");
+        let held = text(&site.cache().await, "user").peek("a").await;
+        assert!(held.is_none() && view.peek("a").await.is_none(), "{held:?}");
+        assert_eq!(cache.status().counts.oversized, oversized);
+    }
 }
 
 #[tokio::test]

@@ -619,6 +619,24 @@ async fn k16_what_a_class_of_longer_times_has_loaded_is_not_fresh_to_a_stricter_
     }
 }
 
+#[tokio::test]
+async fn k16_a_life_that_a_value_chose_is_none_to_a_view_of_its_class_that_lets_none_choose() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let value = || async { Ok(Some("lasts".to_owned())) };
+    let plain_view = text(&cache, "brief");
+    let choosing = text(&cache, "brief").lifetime_by(|_| Duration::from_secs(3600));
+    choosing.get("a", value).await.unwrap();
+    // `brief` is fresh for 200 ms.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert!(plain_view.peek("a").await.is_none());
+    let another = text(&cache, "brief").lifetime_by(|_| Duration::from_secs(1));
+    for view in [&choosing, &another] {
+        let held = view.peek("a").await.unwrap();
+        assert_eq!((held.source, held.stale), (Source::Memory, None));
+    }
+}
+
 /// 12: judged when it is served, not when it was found.
 #[tokio::test]
 async fn k16_what_expires_or_is_invalidated_while_a_load_is_waited_for_is_not_served_as_stale() {

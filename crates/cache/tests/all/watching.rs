@@ -620,3 +620,52 @@ fn k14_a_cache_whose_runtime_has_ended_goes_on_in_that_of_its_next_caller() {
     drop(second);
     drop(site);
 }
+
+/// Nobody watches while a cache has no runtime, so what it believed of Redis before counts no more.
+#[test]
+fn k16_a_redis_that_was_taken_back_while_a_cache_had_no_runtime_is_not_believed() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    let alive = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let site = alive.block_on(Site::start());
+    let (first, other) = (runtime(), runtime());
+    let writer = other.block_on(async {
+        let writer = site.cache().await;
+        write_everywhere(&writer, 7, 1).await;
+        assert_eq!(read_item(&writer, 7).await.as_deref(), Some("1"));
+        eventually("Redis has it", || async {
+            writer.status().counts.fills == 1
+        })
+        .await;
+        writer
+    });
+    let cache = first.block_on(async {
+        let cache = site.cache().await;
+        assert_eq!(read_item(&cache, 8).await, None);
+        eventually("it believes in Redis", || async {
+            cache.status().redis.unwrap().proven
+        })
+        .await;
+        cache
+    });
+    drop(first);
+    other.block_on(async {
+        site.redis.save_snapshot().await.unwrap();
+        write_everywhere(&writer, 7, 2).await;
+    });
+    drop(writer);
+    drop(other);
+    alive.block_on(async { site.redis.restart_from_snapshot().await.unwrap() });
+    let second = runtime();
+    let read = second.block_on(read_item(&cache, 7));
+    assert_eq!(read.as_deref(), Some("2"));
+    drop(cache);
+    drop(second);
+    drop(site);
+}

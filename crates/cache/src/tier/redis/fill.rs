@@ -227,19 +227,34 @@ impl RedisTier {
     }
 
     /// Stores a value that was known when this was called, in place of whatever is there. Who loads
-    /// the key meanwhile loses the right to fill it.
+    /// the key meanwhile loses the right to fill it. `still` tells whether the value is known to be
+    /// good, for what was invalidated before Redis was asked, which Redis cannot hold against it.
     pub(crate) async fn put(
         &self,
         key: &[u8],
         tags: &[Vec<u8>],
         value: Fill<'_>,
+        still: impl Fn() -> bool,
     ) -> RedisResult<bool> {
         let mut window = self.open_window().await?;
+        if !still() {
+            return Ok(false);
+        }
         let mut take = redis::cmd("DEL");
         take.arg(self.names.lease(&window.epoch_view.epoch, key));
         let _: i64 = self.ask(&take).await?;
         let values = [(key, tags, value)];
         Ok(self.fill_in_window(&mut window, &values).await? == 1)
+    }
+
+    /// Deletes the value of a key of which a newer one is known that cannot be stored. Who loads
+    /// the key meanwhile loses the right to fill it.
+    pub(crate) async fn remove(&self, key: &[u8]) -> RedisResult<()> {
+        let epoch = self.epoch_to_write().await?;
+        let mut ask = redis::cmd("DEL");
+        ask.arg(self.names.value(&epoch, key))
+            .arg(self.names.lease(&epoch, key));
+        self.ask::<i64>(&ask).await.map(drop)
     }
 
     /// `None` if its tags are too many or too long to be written.

@@ -1,6 +1,8 @@
-//! What an answer is worth that another server gives than the one that was asked.
+//! What an answer is worth that another server gives than the one that was asked; and what Redis
+//! cannot know of a value that is put.
 #![allow(clippy::unwrap_used)]
 
+use futures_util::FutureExt;
 use steadfast_drill::process::Cluster;
 
 use super::*;
@@ -48,4 +50,41 @@ async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
     let (mut allowance, carries) = (redis.allowance(), |_: &[&[u8]]| true);
     let looked = redis.look(b"a", &[], &mut allowance, &carries).await;
     assert!(matches!(looked, Ok(Lookup::Miss(_))));
+}
+
+/// Redis knows what is invalidated after it was asked, and this process what it heard of before.
+#[tokio::test]
+async fn k6_what_is_invalidated_before_redis_is_asked_is_not_put() {
+    let server = steadfast_drill::process::Redis::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let client = Client::builder(&server.url()).unwrap();
+    let client = client.deadline(Duration::from_secs(10)).connect().await;
+    let cache = Cache::builder(database)
+        .namespace("put")
+        .redis(client.unwrap())
+        .redis_limit(Duration::from_secs(10))
+        .class("user", Ttl::default())
+        .build()
+        .await
+        .unwrap();
+    let users = cache.view::<String>("user").unwrap().tag("red");
+    let generations = &cache.inner.generations;
+    let invalidations: [&dyn Fn(); 3] = [
+        &|| generations.bump_key(b"user:7"),
+        &|| generations.bump_tag(b"red"),
+        &|| generations.clear(),
+    ];
+    for invalidate in invalidations {
+        let mut put = Box::pin(users.put(7, "Ada".to_owned()));
+        assert!((&mut put).now_or_never().is_none(), "Redis is asked");
+        invalidate();
+        assert!(!put.await.redis);
+        cache.inner.memory.remove(b"user:7");
+        assert!(users.peek(7).await.is_none());
+        assert!(users.put(7, "Ada".to_owned()).await.redis);
+        let removed = cache.inner.redis.as_ref().unwrap().remove(b"user:7");
+        removed.await.unwrap();
+    }
 }
