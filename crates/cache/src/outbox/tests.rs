@@ -229,7 +229,9 @@ async fn k16_the_order_to_forget_everything_comes_before_all_that_waits_and_touc
     let later = Target::key("b");
     for _ in 0..2 {
         let mut tx = database.begin().await.unwrap();
-        tx.insert("test", &[later.clone()]).await.unwrap();
+        tx.insert("test", std::slice::from_ref(&later))
+            .await
+            .unwrap();
         tx.commit().await.unwrap();
         outbox.order_all().await.unwrap();
     }
