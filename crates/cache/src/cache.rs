@@ -174,7 +174,7 @@ impl Cache {
 /// only the node on which the namespace lives is of interest.
 async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
     let mut events = redis.client().events();
-    let _doubt = DoubtAtEnd(redis.clone());
+    let _doubt = DoubtAtEnd(redis.clone(), gone.clone());
     // It was formed while nobody watched, between an earlier run and this one.
     if redis.epoch_guard.epoch().is_some() {
         redis.epoch_guard.doubt_all();
@@ -209,11 +209,15 @@ async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) 
 }
 
 /// Leaves no belief behind when the watching ends, with its runtime or by a panic: nobody would
-/// hear that another Redis was connected to.
-struct DoubtAtEnd(Arc<RedisTier>);
+/// hear that another Redis was connected to. A cache that is gone has no more to find out: it would
+/// hold what it knew against whatever Redis is there by then.
+struct DoubtAtEnd(Arc<RedisTier>, watch::Receiver<()>);
 
 impl Drop for DoubtAtEnd {
     fn drop(&mut self) {
-        self.0.epoch_guard.doubt_all();
+        let Self(redis, gone) = self;
+        if gone.has_changed().is_ok() {
+            redis.epoch_guard.doubt_all();
+        }
     }
 }
