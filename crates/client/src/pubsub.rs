@@ -255,7 +255,11 @@ impl PubSub {
         }
         match self.lodging.ensure(cx) {
             Ok(()) => Poll::Pending,
-            Err(_) => Poll::Ready(None),
+            // As its runtime ended, it may just have told of that.
+            Err(_) => match self.heard.poll(cx) {
+                Poll::Pending => Poll::Ready(None),
+                told => told,
+            },
         }
     }
 }

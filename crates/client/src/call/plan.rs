@@ -22,7 +22,7 @@ use crate::wire::queue::{Encode, TxStep, TxSteps};
 pub(crate) enum Payload<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
-    /// What one node is sent of a call that concerns several. Nothing of it blocks, or begins a
+    /// The share of one node in a call that concerns several. Nothing of it blocks, or begins a
     /// transaction.
     Portions(&'a [Portion<'a>]),
 }

@@ -51,7 +51,7 @@ pub use self::status::{ClusterStatus, NodeStatus};
 use self::whereabouts::{MemberFacts, Whereabouts};
 use crate::client::Client;
 use crate::clock;
-use crate::credentials::CredentialsProvider;
+use crate::credentials::{Credentials, CredentialsProvider};
 use crate::error::connect::ConnectError;
 use crate::error::{Error, ErrorKind};
 use crate::event::hub::Hub;
@@ -87,6 +87,8 @@ pub(crate) struct Cluster {
     /// The places of questions to nodes, and that of a question to the provider for them.
     asks: Apart,
     asks_provider: Apart,
+    /// What it gave last, for as long as it gives nothing.
+    last_given: Mutex<Option<Credentials>>,
     /// When the provider wants to be asked again.
     renew_at: Mutex<Option<Instant>>,
     /// Something is to be found out.
@@ -174,6 +176,7 @@ impl Cluster {
             }),
             asks: Apart::new(discovery::AT_ONCE),
             asks_provider: Apart::new(1),
+            last_given: Mutex::new(None),
             renew_at: Mutex::new(None),
             wake: Notify::new(),
             version: watch::Sender::new(0),

@@ -26,13 +26,19 @@ static CHANGED: Condvar = Condvar::new();
 
 struct Watchlist {
     running: bool,
-    watched: Vec<LookAfter>,
+    watched: Vec<Watched>,
     sleepers: Vec<Sleeper>,
     next_sleeper: u64,
 }
 
 /// Looks after something, and returns whether it is still there.
 type LookAfter = Box<dyn FnMut(Instant) -> bool + Send>;
+
+struct Watched {
+    look: LookAfter,
+    /// That is told once: it may go on ten times a second.
+    has_panicked: bool,
+}
 
 struct Sleeper {
     number: u64,
@@ -43,7 +49,10 @@ struct Sleeper {
 /// Has this called ten times a second, until it returns that what it looks after is gone.
 pub(crate) fn watch(look: impl FnMut(Instant) -> bool + Send + 'static) {
     let mut kept = KEPT.lock();
-    kept.watched.push(Box::new(look));
+    kept.watched.push(Watched {
+        look: Box::new(look),
+        has_panicked: false,
+    });
     ensure_running(&mut kept);
 }
 
@@ -121,7 +130,9 @@ fn run() {
             (watched, due)
         };
         for sleeper in wakers {
-            guarded("a waker", || sleeper.waker.wake());
+            if guarded(|| sleeper.waker.wake()).is_none() {
+                tell_of_panic("a waker");
+            }
         }
         if looks {
             look_at = now + EVERY;
@@ -135,18 +146,26 @@ fn run() {
 }
 
 /// Does it, though it may panic: what is woken is others' code, and the thread must outlive it.
-fn guarded<T>(what: &str, work: impl FnOnce() -> T) -> Option<T> {
-    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-    done.inspect_err(|_| tracing::error!("{what} has panicked; the keeper of deadlines goes on"))
-        .ok()
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
+}
+
+fn tell_of_panic(what: &str) {
+    tracing::error!("{what} has panicked; the keeper of deadlines goes on");
 }
 
 /// Looks after all, outside the lock: wakers are others' code.
-fn look_after(mut watched: Vec<LookAfter>, now: Instant) {
+fn look_after(mut watched: Vec<Watched>, now: Instant) {
     if watched.is_empty() {
         return;
     }
-    watched.retain_mut(|look| guarded("a look at a connection", || look(now)).unwrap_or(true));
+    watched.retain_mut(|one| {
+        let is_there = guarded(|| (one.look)(now));
+        if is_there.is_none() && !std::mem::replace(&mut one.has_panicked, true) {
+            tell_of_panic("a look at a connection");
+        }
+        is_there.unwrap_or(true)
+    });
     KEPT.lock().watched.append(&mut watched);
 }
 

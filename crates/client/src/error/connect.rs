@@ -36,7 +36,7 @@ pub enum ConnectError {
     #[error("{phase} took longer than {limit:?}")]
     TimedOut {
         /// `dns`, `tcp`, `tls`, `credentials` or `handshake`; `attempt`, if something in it keeps
-        /// its thread.
+        /// its thread. Or the wait for an earlier one that does, in words.
         phase: &'static str,
         /// The time that the phase had.
         limit: Duration,

@@ -255,8 +255,12 @@ impl Shared {
         }
         Err(match astray {
             Astray::Panicked => ConnectError::Panicked,
-            Astray::Hangs | Astray::NoPlace => {
+            Astray::Hangs => {
                 let phase = "attempt";
+                ConnectError::TimedOut { phase, limit }
+            }
+            Astray::NoPlace => {
+                let phase = "waiting for earlier work, which keeps its thread,";
                 ConnectError::TimedOut { phase, limit }
             }
         })

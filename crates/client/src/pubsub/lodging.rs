@@ -77,7 +77,14 @@ impl Lodging {
         // Neither is to find the lock taken: a runtime that ends drops what it is given at once.
         drop(before);
         let task = Owned::new(runtime.spawn(lent.run()));
-        self.state.lock().task = Some(task);
+        let mut state = self.state.lock();
+        if state.is_ended {
+            // Meanwhile. Nobody else would end it.
+            drop(state);
+            drop(task);
+        } else {
+            state.task = Some(task);
+        }
         Ok(())
     }
 

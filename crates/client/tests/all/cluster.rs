@@ -103,6 +103,13 @@ async fn t6_a_key_that_has_migrated_ahead_of_its_slot_is_asked_for_and_nothing_r
     let slots = [slot(key)];
     client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
     cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    // What is refused until its time is up has not run, and says so.
+    let mut apart = redis::pipe();
+    apart.add_command(cmd(&format!("MSET {key} 7 {{{key}}} 7")));
+    let hasty = client.with(CallOptions::new().deadline(ms(300)));
+    let error = hasty.send_pipeline(&apart).await.unwrap_err();
+    assert_eq!(error.certainty(), Certainty::Rejected, "{error}");
+    assert!(matches!(error.kind(), ErrorKind::Timeout { .. }), "{error}");
     cluster.move_keys(&slots, 0, 1, 100).await.unwrap();
     let value = client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
     assert_eq!(value, Value::Int(2), "behind ASKING, by the importing node");

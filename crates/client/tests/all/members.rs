@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -683,6 +684,41 @@ async fn c8_t18_what_others_wrote_may_hang_panic_or_keep_its_thread_and_a_view_c
         .into_iter()
         .flat_map(|then| parts.map(|of| finds(then, of)));
     join_all(cases).await;
+    gives_nothing_more(&cluster).await;
+}
+
+/// Gives credentials until it is told to give no more.
+#[derive(Clone, Debug, Default)]
+struct RunsDry(Arc<AtomicBool>);
+
+impl CredentialsProvider for RunsDry {
+    fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>> {
+        Box::pin(async {
+            match self.0.load(Ordering::Relaxed) {
+                false => Ok(Credentials::new("app", "pw")),
+                true => Err(CredentialsError::new("it has none")),
+            }
+        })
+    }
+
+    fn renew_in(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Nodes are asked who serves by what the provider gave last.
+async fn gives_nothing_more(cluster: &Cluster) {
+    let provider = RunsDry::default();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.credentials(provider.clone()).build().unwrap();
+    until("it is there", || client.state() == ConnectionState::Ready).await;
+    provider.0.store(true, Ordering::Relaxed);
+    let asked = || client.status().cluster.unwrap().discoveries;
+    let before = asked();
+    let kill = ["CLIENT", "KILL", "USER", "app"];
+    cluster.node(0).command(&kill).await.unwrap();
+    until("it is asked again who serves", || asked() > before + 2).await;
+    assert_eq!(client.status().cluster.unwrap().error, None);
 }
 
 #[derive(Debug)]

@@ -321,6 +321,13 @@ impl<'a, E> SplitPipeline<'a, E> {
         self.units.iter().filter_map(|unit| unit.slot)
     }
 
+    /// Returns the slots of what is to be sent, or sent again, and is not under way, as often as
+    /// they occur; `None` for what any primary serves.
+    pub fn waiting_slots(&self) -> impl Iterator<Item = Option<Slot>> {
+        let waits = |unit: &&Unit<E>| matches!(unit.state, State::Waiting);
+        self.units.iter().filter(waits).map(|unit| unit.slot)
+    }
+
     /// Returns the slot of a command, given by its number.
     pub fn slot_of(&self, unit: usize) -> Option<Slot> {
         self.units.get(unit).and_then(|unit| unit.slot)

@@ -1,4 +1,4 @@
-//! What one node is sent of a call that concerns several.
+//! The share of one node in a call that concerns several.
 
 use redis::Cmd;
 

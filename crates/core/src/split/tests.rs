@@ -498,6 +498,23 @@ fn t9_of_one_slot_no_command_is_in_an_earlier_part_than_the_one_before_it() {
 }
 
 #[test]
+fn t8_what_waits_to_be_sent_again_keeps_no_other_slot() {
+    let mut pipeline = pipe();
+    pipeline.set("k", 1).set("other", 1).get("k").ping();
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let waiting = |split: &SplitPipeline<'_, Fault>| split.waiting_slots().collect::<Vec<_>>();
+    let (k, other) = (Some(slot("k")), Some(slot("other")));
+    assert_eq!(waiting(&split), [k, other, k, None]);
+    split.to_send(|_| ());
+    assert!(waiting(&split).is_empty(), "they are under way");
+    let moved = server_error(&format!("MOVED {} h:1", slot("other")));
+    let [done, pong] = [Value::Okay, Value::Okay];
+    split.record(&[0, 1, 2, 3], vec![done, moved, Value::Nil, pong], None);
+    assert_eq!(split.again(ALL, |_| true).followed, 1);
+    assert_eq!(waiting(&split), [other]);
+}
+
+#[test]
 fn t8_what_may_have_run_and_was_not_sent_again_in_time_is_unknown() {
     let mut pipeline = pipe();
     pipeline.set("k", 1);

@@ -146,8 +146,11 @@ impl Cluster {
         let mut foreign = Vec::new();
         let mut waves = 0;
         let given = self.given().await;
-        if let Err(error) = &given {
-            errors.push(error.to_string());
+        errors.extend(given.as_ref().err().map(ToString::to_string));
+        // What was given last may still be good, and nodes are asked only who serves.
+        let last = || self.last_given.lock().clone();
+        let given = given.or_else(|error| last().map(Some).ok_or(error));
+        if given.is_err() {
             candidates.clear();
         }
         let credentials = given.as_ref().ok().and_then(Option::as_ref);
@@ -366,6 +369,7 @@ impl Cluster {
         };
         let given = self.shared.apart(&self.asks_provider, limit, asks).await;
         let (given, renew_in) = given?;
+        self.last_given.lock().clone_from(&given);
         let renew_in = renew_in.map(|every| every.max(RENEW_LEAST));
         *self.renew_at.lock() = renew_in.and_then(|every| clock::now().checked_add(every));
         Ok(given)

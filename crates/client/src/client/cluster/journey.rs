@@ -67,6 +67,11 @@ impl Limits {
         Self::new(deadline.saturating_duration_since(clock::now()))
     }
 
+    /// Returns until when the call may wait for a primary, if its deadline is not before.
+    pub(super) fn waits_until(&self, settings: &Settings) -> Instant {
+        self.started + settings.wait_for_primary
+    }
+
     pub(super) fn timed_out(&self, certainty: Certainty) -> Error {
         let deadline = self.limit;
         Error::new(ErrorKind::Timeout { deadline }, certainty)
@@ -543,9 +548,9 @@ impl Journey<'_> {
         self.when_served(unknown)
     }
 
-    /// It waits for a primary, as long as the caller lets it.
+    /// Returns the way on of a call that waits for a primary, as long as the caller lets it.
     fn when_served(&self, unknown: bool) -> Option<Next> {
-        let until = self.limits.started + self.cluster.settings().wait_for_primary;
+        let until = self.limits.waits_until(self.cluster.settings());
         let waits = clock::now() < until && !unknown;
         waits.then_some(Next::WhenServed(until))
     }
@@ -743,17 +748,14 @@ impl Cluster {
 
     /// Until when a call waits for a node that nobody knows.
     pub(super) fn waits_until(&self, slot: Slot, aim: &Aim, limits: &Limits) -> Instant {
-        let Settings {
-            reconnect_grace: grace,
-            wait_for_primary,
-            ..
-        } = *self.settings();
+        let settings = self.settings();
         let since = match aim {
             Aim::Owner => self.unserved_since(slot),
             // Nobody has heard of it before.
             Aim::At { .. } => clock::now(),
         };
-        let until = (since + grace).max(limits.started + wait_for_primary);
+        let until = since + settings.reconnect_grace;
+        let until = until.max(limits.waits_until(settings));
         until.min(limits.deadline)
     }
 

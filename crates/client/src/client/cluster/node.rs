@@ -85,10 +85,10 @@ impl Node {
             .await
     }
 
-    /// The same. The node repeats by itself what it may: the result is that of its last try, as
-    /// certain as that one by itself, and besides comes whether an earlier one may have run. A
-    /// redirect proves that nothing of the last has run, and is followed, whatever is known of
-    /// those before it.
+    /// Makes one attempt, and keeps its last try apart from those before. The node repeats by
+    /// itself what it may: the result is that of its last try, as certain as that one by itself,
+    /// and besides comes whether an earlier one may have run. A redirect proves that nothing of the
+    /// last has run, and is followed, whatever is known of those before it.
     pub(super) async fn attempt_apart(
         &self,
         payload: Payload<'_>,
@@ -202,6 +202,8 @@ impl Node {
         } else {
             LAST_ANSWERS
         };
+        // At once: until it is closed, the node may be started anew.
+        left_behind.add(&self.id, self.client.inner.shared.fences.abandoned());
         // Where the client's own tasks live: whoever finds out need not be in a runtime.
         if let Ok(runtime) = self.client.inner.shared.runtime() {
             let left_behind = Arc::clone(left_behind);

@@ -505,7 +505,7 @@ impl Places<'_> {
         }
     }
 
-    /// It is under way no more: those before it need not wait for what it may do.
+    /// Counts it as under way no more: those before it need not wait for what it may do.
     fn park(&self, goes: &[(Slot, u16)]) {
         for (slot, _) in goes {
             let mut stripe = self.order.stripe(*slot).lock();

@@ -20,7 +20,7 @@ use super::Cluster;
 use super::journey::Limits;
 use super::node::Node;
 use super::order::hash_of_key;
-use super::together::Whole;
+use super::together::{Whole, key_of_part};
 use crate::call::plan::{Payload, Plan, one};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
@@ -123,7 +123,7 @@ impl Cluster {
             true => {
                 let parts = split.parts().map(|part| async move {
                     let cmd = part.cmd();
-                    let place = (part.slot(), key_of(&cmd));
+                    let place = (part.slot(), key_of_part(part));
                     let payload = Payload::Command(&cmd);
                     let answer = self.follow_or_read(place, payload, plan.clone(), options);
                     answer.await.and_then(one).map_err(|error| Failed {
@@ -336,13 +336,6 @@ const SETTLING: Duration = Duration::from_millis(10);
 
 /// How many slots are looked at for one whose owner serves.
 const ANY: usize = 16;
-
-/// The hash of the command's key, if it has one only.
-fn key_of(cmd: &Cmd) -> Option<u64> {
-    let mut keys = command::key_names(command::arguments(cmd));
-    let first = keys.next().map(hash_of_key);
-    first.filter(|_| keys.next().is_none())
-}
 
 fn no_place(command: &'static str, served_by: ServedBy) -> Error {
     let instead = served_by.advice();

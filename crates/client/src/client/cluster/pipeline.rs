@@ -128,18 +128,23 @@ impl Cluster {
             true => None,
             false => self.line_up_for_first_view(&slots().collect(), &limits),
         };
-        if !unknown.is_empty() {
-            // Nobody waits for a node twice, nor for one after another.
-            let reached = unknown
-                .iter()
-                .map(|slot| self.reach(*slot, &Aim::Owner, &limits));
-            let mut reached = join_all(reached).await;
-            if reached.iter().all(Result::is_err)
-                && slots().all(|slot| unknown.contains(&slot))
-                && let Some(error) = reached.pop().and_then(Result::err)
+        if places.is_some() {
+            // A first view is waited for once, and not by each slot.
+            let first = self.reach(any, &Aim::Owner, &limits).await;
+            if let Err(error) = first.map(drop)
+                && !slots().any(|slot| is_known(&slot))
             {
                 return Err(error);
             }
+        }
+        // Nobody waits for a node twice, nor for one after another.
+        let unknown = unknown.iter().filter(|slot| !is_known(slot));
+        let reached = unknown.map(|slot| self.reach(*slot, &Aim::Owner, &limits));
+        let last = join_all(reached).await.pop();
+        if let Some(Err(error)) = last
+            && !slots().any(|slot| is_known(&slot))
+        {
+            return Err(error);
         }
         let voyage = Voyage {
             cluster: self,
@@ -276,9 +281,11 @@ impl Voyage<'_> {
                 }
                 match places.again(&goes, limits.deadline, sends.as_mut()).await {
                     Again::Sent(polled) => polled,
-                    Again::Overtaken => return RoundSent::Never(overtaken()),
+                    Again::Overtaken => {
+                        return RoundSent::Never(overtaken().of_certainty(self.of_no_answer()));
+                    }
                     Again::TimedOut => {
-                        let error = limits.timed_out(Certainty::Rejected);
+                        let error = limits.timed_out(self.of_no_answer());
                         return RoundSent::Never(error);
                     }
                 }
@@ -342,12 +349,38 @@ impl Voyage<'_> {
         let again = self.split.again(terms, |effect| {
             matches!(effect, Effect::Read | Effect::LastWins)
         });
-        if again.is_nothing() || clock::now() >= self.limits.deadline {
+        if again.is_nothing() {
             return false;
         }
-        self.wait_before(&next).await && {
-            self.find(next.aims).await;
-            true
+        let any = self.any;
+        let waiting = self.split.waiting_slots();
+        let waiting: BTreeSet<Slot> = waiting.map(|slot| slot.unwrap_or(any)).collect();
+        // A script may have said so by itself.
+        next.unserved.retain(|slot| waiting.contains(slot));
+        if let Some(places) = &mut self.places {
+            // Before the wait: slots of which all is answered hold up nobody.
+            places.leave_all_but(|slot| waiting.contains(&slot));
+        }
+        if let Err(error) = self.wait_before(&next).await {
+            let certainty = error.certainty();
+            self.split.end(|_| {
+                Some(Failed {
+                    error: error.clone(),
+                    certainty,
+                })
+            });
+            return false;
+        }
+        self.find(next.aims).await;
+        true
+    }
+
+    /// Returns how much is known of what is not sent in this round: if there was one before, it was
+    /// refused then.
+    fn of_no_answer(&self) -> Certainty {
+        match self.rounds {
+            0 => Certainty::NotSent,
+            _ => Certainty::Rejected,
         }
     }
 

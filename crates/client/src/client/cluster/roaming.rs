@@ -137,9 +137,10 @@ impl Transport for Roaming {
             .and_then(|dialled| dialled.member.clone())
     }
 
-    /// One that any node serves leaves the one that is no member any more, or that the others agree
-    /// is away, and one of a slot the one that is its owner no more: nothing is published there. A
-    /// deposed owner that is cut off from the others does not know it, and goes on answering.
+    /// Waits until the node at this place is to be left. A subscriber that any node serves leaves
+    /// the one that is no member any more, or that the others agree is away, and one of a slot the
+    /// one that is its owner no more: nothing is published there. A deposed owner that is cut off
+    /// from the others does not know it, and goes on answering.
     fn left(&self, place: Location) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let (Some(cluster), Location::Tcp(address)) = (self.cluster.get(), place) else {
@@ -169,8 +170,8 @@ impl Transport for Roaming {
     }
 }
 
-/// What a node proves that has one of these ids, if any is known. A subscriber hears of what is
-/// published whether the slots are served or not.
+/// Returns the proof that a node has one of these ids, if any is known. A subscriber hears of what
+/// is published whether the slots are served or not.
 fn membership(ids: Vec<NodeId>) -> Option<Arc<Membership>> {
     let member = Membership {
         ids,

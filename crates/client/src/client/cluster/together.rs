@@ -215,7 +215,7 @@ impl Cluster {
 }
 
 /// The hash of the part's key, if it has one only.
-fn key_of_part(part: Part<'_>) -> Option<u64> {
+pub(super) fn key_of_part(part: Part<'_>) -> Option<u64> {
     let mut arguments = part.arguments().skip(1);
     arguments
         .next()

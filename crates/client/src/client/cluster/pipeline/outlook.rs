@@ -15,7 +15,7 @@ use steadfast_core::topology::Trigger;
 
 use super::{Aims, Round, Voyage};
 use crate::client::cluster::journey::{
-    Limits, is_for_want_of_a_primary, pause_before_trying_again,
+    Limits, is_for_want_of_a_primary, no_room, pause_before_trying_again,
 };
 use crate::client::cluster::node::may_go_on;
 use crate::client::cluster::order::{Entry, NOBODY, Places};
@@ -23,7 +23,7 @@ use crate::client::cluster::{Aim, Cluster};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 
-/// What follows a round.
+/// The way on after a round.
 #[derive(Default)]
 pub(super) struct Outlook {
     /// Where redirects lead to, and those whose node was left.
@@ -127,7 +127,7 @@ impl Voyage<'_> {
     /// Whether commands of it may still wait for a primary.
     fn may_wait(&self) -> bool {
         let cluster = self.cluster;
-        let until = self.limits.started + cluster.settings().wait_for_primary;
+        let until = self.limits.waits_until(cluster.settings());
         !self.has_waited && !cluster.shared.is_closing() && clock::now() < until
     }
 
@@ -150,11 +150,16 @@ impl Voyage<'_> {
         refused.map(|(unit, _)| *unit).collect()
     }
 
-    /// Waits as long as the slowest of what is sent again has to; false if there is no time or room
-    /// for it.
-    pub(super) async fn wait_before(&mut self, next: &Outlook) -> bool {
+    /// Waits as long as the slowest of what is sent again has to.
+    ///
+    /// # Errors
+    /// There is no time or room for it. What is sent again has not run.
+    pub(super) async fn wait_before(&mut self, next: &Outlook) -> Result<(), Error> {
         let (cluster, limits) = (self.cluster, self.limits);
-        let until = limits.started + cluster.settings().wait_for_primary;
+        if clock::now() >= limits.deadline {
+            return Err(limits.timed_out(Certainty::Rejected));
+        }
+        let until = limits.waits_until(cluster.settings());
         let until = until.min(limits.deadline);
         if let Some(places) = &self.places {
             // Before the wait, or whoever comes meanwhile would go ahead of it.
@@ -166,11 +171,10 @@ impl Voyage<'_> {
             let pause = pause_before_trying_again(self.pauses);
             self.pauses += 1;
             if clock::now() + pause >= limits.deadline {
-                return false;
+                return Err(limits.timed_out(Certainty::Rejected));
             }
-            let Some(_room) = cluster.order.room() else {
-                return false;
-            };
+            let room = cluster.order.room();
+            let _room = room.ok_or_else(|| no_room().proven_rejected())?;
             clock::sleep(pause).await;
         } else if !next.unserved.is_empty() && next.aims.is_empty() {
             let pause = pause_before_trying_again(self.waits);
@@ -185,7 +189,7 @@ impl Voyage<'_> {
             // If nobody comes in time, the last refusal tells why.
             self.has_waited = served.next().await.is_none();
         }
-        true
+        Ok(())
     }
 
     /// Notes that commands of these slots were given up at a node, where they may still run.
