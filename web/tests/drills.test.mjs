@@ -98,7 +98,7 @@ test('s5_a_second_control_has_a_column_and_a_drill_that_proved_nothing_says_so',
   assert.deepEqual(await page.locator('.side h4').allTextContents(), SIDES);
   for (const width of [375, 720, 900, 1440]) {
     await page.setViewportSize({ width, height: 900 });
-    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
+    await page.waitForFunction((most) => document.documentElement.scrollWidth === most, width);
     // No column of the figures is cut off: not even beside one that fills its row.
     const cut = await page.evaluate(() => {
       const { right } = document.querySelector('.stage').getBoundingClientRect();

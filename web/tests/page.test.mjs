@@ -196,7 +196,8 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
   await headline(page, 'no majority of sentinels');
   for (const width of [375, 1440]) {
     await page.setViewportSize({ width, height: 900 });
-    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
+    // Charts are drawn anew a moment later.
+    await page.waitForFunction((most) => document.documentElement.scrollWidth === most, width);
   }
   sentinels = null;
   shards = {
@@ -307,7 +308,7 @@ test('s5_a_wide_screen_is_used_and_chosen_colours_keep_the_legend', limits, asyn
   const { page, wrong } = await open(chromium, demo, { viewport: { width: 2560, height: 1300 } });
   await live(page);
   assert.ok((await page.evaluate(() => document.querySelector('.tiles').clientWidth)) > 2200);
-  assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), 2560);
+  await page.waitForFunction(() => document.documentElement.scrollWidth === 2560);
   const colours = () =>
     page.evaluate(() =>
       [...document.querySelectorAll('#calls-legend .swatch')].map((swatch) => getComputedStyle(swatch).backgroundColor),

@@ -476,8 +476,8 @@ pub struct Thresholds {
     /// How often its client may ask who owns which slots. Default 100.
     pub discoveries: u64,
     /// How many times as long as before 99 of 100 reads of shards to which nothing is done take at
-    /// most while one is frozen or down, of a subject whose data are in a cluster. Not judged unless
-    /// it is set.
+    /// most while one is frozen or down, of a subject whose data are in a cluster. Not judged
+    /// unless it is set.
     pub p99_elsewhere: Option<f64>,
     /// 99 of 100 failed reads of a broken shard take no longer than this, from two seconds after it
     /// was broken. Not judged unless it is set.
