@@ -30,7 +30,11 @@ impl Cache {
     /// # use steadfast_cache::{Cache, SourceError, Target};
     /// # struct Transaction;
     /// # impl Transaction {
-    /// #     async fn execute(&mut self, sql: &str, values: (&str, &str, &[u8])) -> Result<(), SourceError> {
+    /// #     async fn execute(
+    /// #         &mut self,
+    /// #         sql: &str,
+    /// #         values: (&str, &str, &[u8]),
+    /// #     ) -> Result<(), SourceError> {
     /// #         Ok(())
     /// #     }
     /// #     async fn commit(self) -> Result<(), SourceError> { Ok(()) }

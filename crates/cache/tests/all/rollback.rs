@@ -13,7 +13,7 @@ use crate::site::{
 
 /// Takes the database back to this watermark, with nothing in the outbox. What the item is then
 /// tells it from all that was ever cached.
-async fn roll_back(database: &Database, version: i64, watermark: i64) {
+pub(crate) async fn roll_back(database: &Database, version: i64, watermark: i64) {
     let mut tx = database.begin().await.unwrap();
     set_item(&mut tx, 7, version).await.unwrap();
     for sql in [

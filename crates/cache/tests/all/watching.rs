@@ -7,6 +7,7 @@ use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use crate::rollback::roll_back;
 use crate::site::{
     Loader, Site, all_is_applied, connect, create_table, eventually, get, patient, plain,
     read_item, select_item, set_item, sqlite, text, write_everywhere, write_item,
@@ -177,20 +178,6 @@ async fn k16_until_sql_was_seen_what_redis_holds_is_stale() {
         status.memory_proven && status.redis.is_some_and(|redis| redis.proven)
     })
     .await;
-}
-
-async fn roll_back(database: &Database, version: i64, watermark: i64) {
-    let mut tx = database.begin().await.unwrap();
-    set_item(&mut tx, 7, version).await.unwrap();
-    for sql in [
-        format!(
-            "UPDATE steadfast_outbox_state SET watermark = {watermark} WHERE namespace = 'test'"
-        ),
-        "DELETE FROM steadfast_outbox".to_owned(),
-    ] {
-        tx.execute(&sql, &[]).await.unwrap();
-    }
-    tx.commit().await.unwrap();
 }
 
 #[tokio::test]
@@ -580,18 +567,22 @@ async fn k14_a_cache_is_built_while_its_database_hangs() {
     hanging.abort();
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
+/// Servers that outlive the runtimes of the caches, and the runtime in which they live.
+fn site_of_another_runtime() -> (tokio::runtime::Runtime, Site) {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let alive = builder.worker_threads(1).enable_all().build().unwrap();
+    let site = alive.block_on(Site::start());
+    (alive, site)
+}
+
 #[test]
 fn k14_a_cache_whose_runtime_has_ended_goes_on_in_that_of_its_next_caller() {
-    let runtime = || {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_all().build().unwrap()
-    };
-    let alive = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let site = alive.block_on(Site::start());
+    let (alive, site) = site_of_another_runtime();
     let first = runtime();
     let cache = first.block_on(async {
         let cache = site.cache().await;
@@ -624,16 +615,7 @@ fn k14_a_cache_whose_runtime_has_ended_goes_on_in_that_of_its_next_caller() {
 /// Nobody watches while a cache has no runtime, so what it believed of Redis before counts no more.
 #[test]
 fn k16_a_redis_that_was_taken_back_while_a_cache_had_no_runtime_is_not_believed() {
-    let runtime = || {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_all().build().unwrap()
-    };
-    let alive = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let site = alive.block_on(Site::start());
+    let (alive, site) = site_of_another_runtime();
     let (first, other) = (runtime(), runtime());
     let writer = other.block_on(async {
         let writer = site.cache().await;

@@ -167,6 +167,18 @@ async fn scripts_that_write_redirects(cluster: &Cluster) {
         assert_eq!(error.certainty(), Certainty::Unknown, "{words}: {error}");
         assert_eq!(counted(&client, key).await, times, "{words}: {error}");
         assert_eq!(client.toward(key).node(), own_address, "{words}");
+        // In a pipeline too, whose other commands go where they belong.
+        let mut both = redis::pipe();
+        both.add_command(cmd(&format!("SET {key} 0")));
+        both.add_command(eval);
+        let answers = client.send_pipeline(&both).await.unwrap();
+        // What it wrote, or what the node to which that led says.
+        let Value::ServerError(said) = &answers[1] else {
+            panic!("{words}: {answers:?}");
+        };
+        assert!(["MOVED", "ASK"].contains(&said.code()), "{words}: {said:?}");
+        assert_eq!(counted(&client, key).await, times, "{words}: {answers:?}");
+        assert_eq!(client.toward(key).node(), own_address, "{words}");
     }
 }
 

@@ -70,6 +70,8 @@ struct Unit<E> {
     redirect: Option<Routing>,
     /// Whether nothing but a redirect has it sent again.
     ends_here: bool,
+    /// Whether its redirect is none: a script has written the words.
+    has_run: bool,
 }
 
 enum State<E> {
@@ -153,6 +155,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                     may_have_run: false,
                     redirect: None,
                     ends_here: false,
+                    has_run: false,
                 });
             };
             let mut divided = None;
@@ -331,6 +334,21 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// Returns the slot of a command, given by its number.
     pub fn slot_of(&self, unit: usize) -> Option<Slot> {
         self.units.get(unit).and_then(|unit| unit.slot)
+    }
+
+    /// Returns whether a command, given by its number, is a script or function, which writes the
+    /// words of its errors itself.
+    pub fn is_script(&self, unit: usize) -> bool {
+        let unit = self.units.get(unit);
+        unit.is_some_and(|unit| unit.errors == Errors::ProveNothing)
+    }
+
+    /// Records that a script has run, whatever its answer looks like: a server does not redirect to
+    /// itself.
+    pub fn script_has_run(&mut self, unit: usize) {
+        if let Some(unit) = self.units.get_mut(unit) {
+            unit.has_run = true;
+        }
     }
 
     /// Returns the answers to all commands, in their order; also those that are errors, as from one

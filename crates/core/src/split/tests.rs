@@ -629,6 +629,26 @@ fn t10_a_script_follows_try_again_in_the_server_s_own_words_only() {
     ));
 }
 
+#[test]
+fn t10_a_script_follows_one_redirect_in_a_row_and_none_to_where_it_ran() {
+    let moved = format!("MOVED {} h:1", slot("k"));
+    let mut pipeline = pipe();
+    pipeline.add_command(words("EVAL s 1 k"));
+    for (ran, followed) in [(false, [1, 0]), (true, [0, 0])] {
+        let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+        let rounds = [(); 2].map(|()| {
+            for part in split.to_send(|_| "one") {
+                split.record(part.units(), vec![server_error(&moved)], None);
+            }
+            if ran {
+                split.script_has_run(0);
+            }
+            split.again(ALL, |_| false).followed
+        });
+        assert_eq!(rounds, followed);
+    }
+}
+
 use crate::redirect::Routing;
 
 #[test]

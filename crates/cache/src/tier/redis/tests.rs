@@ -10,24 +10,26 @@ use crate::freshness::Ttl;
 use crate::parts::Cache;
 use crate::sql::{Database, DatabaseOptions};
 
+async fn cache_of(folder: &tempfile::TempDir, redis: &str) -> Cache {
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let client = Client::builder(redis).unwrap();
+    let client = client.deadline(Duration::from_secs(10)).connect().await;
+    let cache = Cache::builder(database)
+        .namespace("test")
+        .redis(client.unwrap())
+        .redis_limit(Duration::from_secs(10))
+        .class("user", Ttl::default());
+    cache.build().await.unwrap()
+}
+
 /// As when a replica has just been elected that lags: the question is redirected to it, while it is
 /// under way, by the one that was believed in.
 #[tokio::test]
 async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
     let cluster = Cluster::shared().await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite://{}", folder.path().join("x.db").display());
-    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
-    let client = Client::builder(&cluster.url()).unwrap();
-    let client = client.deadline(Duration::from_secs(10)).connect().await;
-    let cache = Cache::builder(database)
-        .namespace("moved")
-        .redis(client.unwrap())
-        .redis_limit(Duration::from_secs(10))
-        .class("user", Ttl::default())
-        .build()
-        .await
-        .unwrap();
+    let cache = cache_of(&folder, &cluster.url()).await;
     let redis = cache.inner.redis.clone().unwrap();
     let slot = redis.slot().unwrap();
     let epoch_view = redis.epoch_view(&mut redis.allowance()).await.unwrap();
@@ -57,18 +59,7 @@ async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
 async fn k6_what_is_invalidated_before_redis_is_asked_is_not_put() {
     let server = steadfast_drill::process::Redis::start().await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite://{}", folder.path().join("x.db").display());
-    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
-    let client = Client::builder(&server.url()).unwrap();
-    let client = client.deadline(Duration::from_secs(10)).connect().await;
-    let cache = Cache::builder(database)
-        .namespace("put")
-        .redis(client.unwrap())
-        .redis_limit(Duration::from_secs(10))
-        .class("user", Ttl::default())
-        .build()
-        .await
-        .unwrap();
+    let cache = cache_of(&folder, &server.url()).await;
     let users = cache.view::<String>("user").unwrap().tag("red");
     let generations = &cache.inner.generations;
     let invalidations: [&dyn Fn(); 3] = [

@@ -319,10 +319,13 @@ impl Voyage<'_> {
                 Ok(values) => {
                     let cluster = self.cluster;
                     let aims = &mut next.aims;
-                    next.pauses |= cluster.note_redirects(part.node, &values, sent, aims);
+                    let scripts = units.iter().map(|unit| self.split.is_script(*unit));
+                    let answers = values.iter().zip(scripts);
+                    next.pauses |= cluster.note_redirects(part.node, answers, sent, aims);
                     if before {
                         self.split.may_have_run_before(&redirected(&units, &values));
                     }
+                    self.note_scripts_that_have_run(part.node, &units, &values);
                     let waits = self.refused_for_want_of_a_primary(&units, &values, before);
                     self.split.record(&units, values, None);
                     // What is refused for now is so by its own node.
@@ -373,6 +376,22 @@ impl Voyage<'_> {
         }
         self.find(next.aims).await;
         true
+    }
+
+    /// Notes the scripts that were answered a redirect to the very node that they were asked of. No
+    /// server does that, so the words are theirs, and they have run.
+    fn note_scripts_that_have_run(&mut self, node: Option<u16>, units: &[usize], values: &[Value]) {
+        let Some(node) = node.and_then(|number| self.cluster.routes.node(number)) else {
+            return;
+        };
+        for (unit, value) in units.iter().zip(values) {
+            let routing = routing_in(value);
+            if self.split.is_script(*unit)
+                && routing.is_some_and(|routing| self.cluster.leads_to(&routing, &node))
+            {
+                self.split.script_has_run(*unit);
+            }
+        }
     }
 
     /// Returns how much is known of what is not sent in this round: if there was one before, it was
@@ -550,10 +569,10 @@ impl Cluster {
 
     /// Takes in the redirects among the answers of a node; true if some are to be tried again after
     /// a pause.
-    fn note_redirects(
+    fn note_redirects<'v>(
         &self,
         node: Option<u16>,
-        values: &[Value],
+        answers: impl Iterator<Item = (&'v Value, bool)>,
         sent: Instant,
         aims: &mut Aims,
     ) -> bool {
@@ -562,12 +581,15 @@ impl Cluster {
         };
         let mut pauses = false;
         let before = aims.len();
-        for value in values {
-            let Value::ServerError(error) = value else {
-                continue;
-            };
-            let details = error.details().unwrap_or_default();
-            let (slot, aim) = match Routing::of(error.code(), details) {
+        for (value, is_script) in answers {
+            let (slot, aim) = match routing_in(value) {
+                Some(routing) if is_script && self.leads_to(&routing, &node) => continue,
+                Some(Routing::Moved(redirect)) if is_script => {
+                    // Where its slot is served is better told by another command.
+                    let pointed = || self.pointed(&node, &redirect);
+                    aims.entry(redirect.slot).or_insert_with(pointed);
+                    continue;
+                }
                 Some(Routing::Moved(redirect)) => {
                     (redirect.slot, self.moved(&node, &redirect, sent))
                 }
@@ -615,14 +637,17 @@ fn refused(error: Error) -> (Result<Vec<Value>, Failed<Error>>, bool) {
 /// Those of the commands that were redirected.
 fn redirected(units: &[usize], values: &[Value]) -> Vec<usize> {
     let answered = units.iter().zip(values);
-    let redirected = answered.filter(|(_, value)| match value {
-        Value::ServerError(error) => {
-            let details = error.details().unwrap_or_default();
-            Routing::of(error.code(), details).is_some_and(|routing| routing.follows())
-        }
-        _ => false,
-    });
+    let redirected =
+        answered.filter(|(_, value)| routing_in(value).is_some_and(|routing| routing.follows()));
     redirected.map(|(unit, _)| *unit).collect()
+}
+
+/// Returns what an answer says about who serves.
+fn routing_in(value: &Value) -> Option<Routing> {
+    let Value::ServerError(error) = value else {
+        return None;
+    };
+    Routing::of(error.code(), error.details().unwrap_or_default())
 }
 
 fn overtaken() -> Error {

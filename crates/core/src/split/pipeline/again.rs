@@ -109,7 +109,9 @@ impl<E> SplitPipeline<'_, E> {
             Errors::Refuse | Errors::MayFollowAPart => true,
             Errors::ProveNothing => {
                 let (code, detail) = (error.code(), error.details().unwrap_or_default());
-                routing.may_redirect_script(unit.slot)
+                let last = unit.redirect.as_ref();
+                let was_redirected = matches!(last, Some(Routing::Moved(_) | Routing::Ask(_)));
+                routing.may_redirect_script(unit.slot) && !was_redirected && !unit.has_run
                     || is_try_again_for_script(code, detail) && self.has_several_keys(unit)
             }
             // Which of its arguments are keys only the server knows.
