@@ -220,6 +220,39 @@ async fn c13_a_blocking_call_that_was_given_up_or_dropped_pops_nothing_of_what_i
 }
 
 #[tokio::test]
+async fn c13_of_calls_dropped_as_their_answers_come_a_move_keeps_its_element_and_a_pop_loses_it() {
+    let (redis, proxy, client) = proxied(|b| b).await;
+    let ask = |words: &str| {
+        let words: Vec<_> = words.split(' ').collect();
+        redis.command_blocking(&words).unwrap()
+    };
+    let silence = RespSilence {
+        commands: ["BLMOVE", "LMOVE", "BLPOP", "LPOP"].map(Into::into).into(),
+        percentage: 100.0,
+    };
+    proxy.add(Toxic::new(silence)).await.unwrap();
+    // Each is dropped when the server has answered it, and its caller has not got the answer.
+    for take in [
+        "BLMOVE jobs mine LEFT RIGHT 9",
+        "LMOVE jobs mine LEFT RIGHT",
+        "BLPOP jobs 9",
+        "LPOP jobs",
+    ] {
+        ask("RPUSH jobs 7");
+        let call = tokio::spawn({
+            let client = client.clone();
+            async move { client.send(&cmd(take)).await }
+        });
+        until("the element is taken", || ask("LLEN jobs") == Value::Int(0)).await;
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled());
+        let kept = i64::from(take.contains("MOVE"));
+        assert_eq!(ask("LREM mine 1 7"), Value::Int(kept), "{take}");
+        assert_eq!(ask("DBSIZE"), Value::Int(0), "{take}");
+    }
+}
+
+#[tokio::test]
 async fn c13_a_blocking_read_whose_connection_is_killed_is_made_again_and_a_pop_is_not() {
     let (redis, client) = pair().await;
     let spawn = |words: &'static str| {

@@ -3,6 +3,7 @@
 use bytes::BufMut;
 use proptest::prelude::*;
 
+use super::batch::Submission;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -308,6 +309,85 @@ fn c20_what_travels_apart_is_known_of_until_it_is_answered_or_given_up() {
 }
 
 #[test]
+fn c20_a_batch_lets_go_what_may_travel_and_the_rest_comes_behind() {
+    let now = start();
+    let filled = |apart: &[u32]| {
+        let mut batch = Batch::default();
+        for ticket in 0..4u32 {
+            let terms = Terms {
+                apart: apart.contains(&ticket),
+                ..terms(now, SECOND, u64::from(ticket))
+            };
+            push(&mut batch, ticket, terms);
+        }
+        batch
+    };
+    let written = |batch: &Batch<u32>| batch.bytes.iter().collect::<Vec<_>>().concat();
+    for (apart, idle, go, rest) in [
+        (&[][..], false, "0000000100020003", ""),
+        (&[2], false, "00000001", "00020003"),
+        (&[2, 3], true, "00000001", "00020003"),
+        (&[0], false, "", "0000000100020003"),
+        (&[0], true, "0000", "000100020003"),
+        (&[0, 1], true, "0000", "000100020003"),
+    ] {
+        let mut batch = filled(apart);
+        assert_eq!(batch.has_apart(), !apart.is_empty());
+        let behind = batch.split_apart(idle);
+        let case = format!("{apart:?} {idle}");
+        assert_eq!(written(&batch), go.as_bytes(), "{case}");
+        assert_eq!(written(&behind), rest.as_bytes(), "{case}");
+        assert_eq!((batch.len(), behind.len()), (go.len() / 4, rest.len() / 4));
+        assert_eq!(batch.has_apart(), apart.contains(&0) && idle, "{case}");
+        let left = apart.len() - usize::from(batch.has_apart());
+        assert_eq!(behind.apart, left, "{case}");
+        assert_eq!(behind.longest(), 4, "{case}");
+        // The rest knows where each of its requests begins and ends.
+        let places = |request: &Submission<u32>| (request.start, request.commit, request.end);
+        let starts = (0..behind.len()).map(|place| 4 * place);
+        let expected: Vec<_> = starts.map(|at| (at, at + 4, at + 4)).collect();
+        assert_eq!(
+            behind.requests.iter().map(places).collect::<Vec<_>>(),
+            expected
+        );
+        // Put back before what came meanwhile, it is as it was.
+        let mut whole = batch;
+        let mut behind = behind;
+        whole.append(&mut behind);
+        assert_eq!(written(&whole), b"0000000100020003", "{case}");
+        assert_eq!(whole.apart, apart.len(), "{case}");
+        assert!(behind.is_empty() && !behind.has_apart() && !whole.disordered);
+    }
+}
+
+#[test]
+fn a_large_request_leaves_from_the_memory_in_which_it_was_encoded() {
+    let now = start();
+    let mut conn = conn(now);
+    let (mut batch, mut places) = (Batch::default(), Vec::new());
+    for ticket in [0, 2, 4] {
+        push(&mut batch, ticket, terms(now, SECOND, u64::from(ticket)));
+        let large = request(ticket + 1, 256 << 10);
+        places.push(large.as_ptr());
+        let terms = terms(now, SECOND, u64::from(ticket + 1));
+        batch.push_encoded(ticket + 1, terms, large, 256 << 10);
+        // Those that come one after the other, and those that come together.
+        if ticket == 0 {
+            conn.submit(&mut batch, now);
+        }
+    }
+    conn.submit(&mut batch, now);
+    let pieces: Vec<_> = conn.transmit().collect();
+    let lengths: Vec<_> = pieces.iter().map(|piece| piece.len()).collect();
+    assert_eq!(lengths, [4, 256 << 10, 4, 256 << 10, 4, 256 << 10]);
+    let large = pieces.iter().skip(1).step_by(2);
+    assert_eq!(
+        large.map(|piece| piece.as_ptr()).collect::<Vec<_>>(),
+        places
+    );
+}
+
+#[test]
 fn c7_bytes_without_a_reply_are_told_once_their_head_was_given_up() {
     let now = start();
     let mut conn = conn(now);
@@ -406,14 +486,14 @@ fn the_memory_of_a_large_request_that_was_written_is_used_for_the_next() {
     let now = start();
     let mut conn = conn(now);
     let mut batch = Batch::default();
-    let mut places = std::collections::BTreeSet::new();
+    let mut fresh = 0;
     for ticket in 0..40 {
         let size = 3 * PIECE + ticket as usize;
         let mut bytes = batch.buffer(size);
         assert!(bytes.is_empty());
+        fresh += usize::from(bytes.capacity() < size);
         bytes.reserve_exact(4 * PIECE);
         bytes.resize(size, b'x');
-        places.insert(bytes.as_ptr());
         batch.push_encoded(ticket, terms(now, SECOND, u64::from(ticket)), bytes, size);
         push(
             &mut batch,
@@ -424,7 +504,7 @@ fn the_memory_of_a_large_request_that_was_written_is_used_for_the_next() {
         // The last is not written whole, so that there is always something in the way.
         conn.transmitted(conn.unsent() - 1);
     }
-    assert!(places.len() <= 4, "{}", places.len());
+    assert!(fresh <= 4, "{fresh}");
     // One that is far too large for what comes next is not used for it.
     assert!(batch.buffer(PIECE / 2).capacity() <= 2 * PIECE);
 }
@@ -703,6 +783,47 @@ fn an_input_that_is_half_consumed_goes_on_where_it_stopped() {
     assert_eq!(conn.input().len(), 0, "all of it is given back");
     assert_eq!(conn.consumed, 0);
     assert!(conn.input().capacity() >= READ_BYTES / 4, "room to read");
+}
+
+#[test]
+fn of_a_large_string_only_its_beginning_passes_through_the_buffer_that_all_share() {
+    let now = start();
+    let mut conn = conn(now);
+    submit(&mut conn, 0..2, now);
+    conn.transmitted(conn.unsent());
+    let large = request(7, 256 << 10);
+    let (early, rest) = large.split_at(READ_BYTES);
+    assert!(conn.input_of_string().is_none(), "nothing is on its way");
+    conn.input().extend_from_slice(b"+OK\r\n$262144\r\n");
+    conn.input().extend_from_slice(early);
+    conn.handle_input(now);
+    assert!(conn.poll_incoming().unwrap().is_some());
+    assert!(conn.poll_incoming().unwrap().is_none());
+    conn.input().extend_from_slice(&rest[..1]);
+    assert!(conn.input_of_string().is_none(), "a byte before is unread");
+    assert!(conn.poll_incoming().unwrap().is_none());
+    let mut left = &rest[1..];
+    while !left.is_empty() {
+        let mut own = conn.input_of_string().expect("it is on its way");
+        let part = own.remaining_mut().min(left.len());
+        assert!(
+            part >= READ_BYTES.min(left.len()),
+            "a read is worth its call"
+        );
+        own.put_slice(&left[..part]);
+        left = &left[part..];
+        conn.handle_input(now);
+        assert!(
+            conn.poll_incoming().unwrap().is_none(),
+            "its end is missing"
+        );
+    }
+    assert!(conn.input_of_string().is_none(), "all of it is there");
+    conn.input().extend_from_slice(b"\r\n");
+    let Ok(Some(Incoming::Reply { reply, .. })) = conn.poll_incoming() else {
+        panic!("it is whole");
+    };
+    assert!(reply == Reply::One(Value::BulkString(large)));
 }
 
 #[test]
@@ -997,7 +1118,11 @@ proptest! {
             }
             (pieces, parts)
         };
-        let seen = |pieces: &Pieces| pieces.iter().collect::<Vec<_>>().concat();
+        let seen = |pieces: &Pieces| {
+            let several: Vec<_> = pieces.iter().collect();
+            assert!(several.iter().all(|piece| !piece.is_empty()), "no place in a write is wasted");
+            several.concat()
+        };
         let (mut first, mut parts) = fill(0, asked);
         let (mut second, others) = fill(100, more);
         // Laid out anew, in another order.

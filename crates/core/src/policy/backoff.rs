@@ -221,6 +221,7 @@ fn draw(min: Duration, max: Duration, rng: &mut fastrand::Rng) -> Duration {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::policy::{RetryPolicy, Stop};
 
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -313,6 +314,8 @@ mod tests {
         for factor in [f64::NAN, f64::INFINITY, 0.5, -2.0] {
             let backoff = Backoff::full_jitter(ms(1), ms(2)).factor(factor);
             assert_eq!(backoff.validate().unwrap_err().setting, "factor");
+            let policy = RetryPolicy::new(backoff.clone(), Stop::after_attempts(3));
+            assert_eq!(policy.validate().unwrap_err().setting, "factor");
             let joined = Backoff::fixed(ms(1)).then(3, backoff);
             assert_eq!(joined.validate().unwrap_err().setting, "factor");
         }

@@ -649,6 +649,17 @@ fn t10_a_script_follows_one_redirect_in_a_row_and_none_to_where_it_ran() {
     }
 }
 
+#[test]
+fn t10_scripts_and_functions_alone_are_said_to_write_their_errors_themselves() {
+    let mut pipeline = pipe();
+    for text in ["GET k", "EVAL s 1 k", "FCALL f 1 k", "NEW k"] {
+        pipeline.add_command(words(text));
+    }
+    let split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let said: Vec<_> = (0..5).map(|unit| split.is_script(unit)).collect();
+    assert_eq!(said, [false, true, true, false, false]);
+}
+
 use crate::redirect::Routing;
 
 #[test]
@@ -705,6 +716,17 @@ fn t11_what_cannot_be_divided_is_refused_with_its_slots() {
         );
     }
     assert!(command(&words("MSET a 1 b"), DivideMset::Yes).is_err());
+    // Many are cut off, and that is said.
+    for (count, cut_off) in [(8, false), (9, true)] {
+        let keys: Vec<_> = (0..count).map(|n| format!("{{k{n}}}")).collect();
+        let refused = command(
+            &words(&format!("SINTER {}", keys.join(" "))),
+            DivideMset::No,
+        )
+        .expect_err("several slots")
+        .to_string();
+        assert_eq!(refused.contains(", …"), cut_off, "{refused}");
+    }
     assert!(
         command(&words("MGET a{x} b{x}"), DivideMset::No)
             .expect("one slot")

@@ -136,6 +136,10 @@ fn t3_a_partial_view_of_a_node_that_serves_takes_nothing_away() {
     let changes = topology.merge(&view("a", now, 3, vec![primary("a", 1, &[(0, 9)])]));
     assert!(changes.slots.is_empty());
     assert_eq!(owner(&topology, 50), Some("a"));
+    assert!(topology.uncovered().is_empty(), "all are owned");
+    let mut partial = Topology::new();
+    partial.merge(&view("a", now, 3, vec![primary("a", 1, &[(0, 9)])]));
+    assert_eq!(partial.uncovered(), SlotRange::join((10..SLOTS).map(slot)));
 }
 
 #[test]
