@@ -59,6 +59,12 @@ fn a_success_between_starts_the_row_again() {
         breaker.record_successes(1, now);
     }
     assert_eq!(breaker.state(), State::Closed);
+    for _ in 0..4 {
+        assert_eq!(call(&mut breaker, Outcome::Failure, now), None);
+    }
+    // A report of none is no success.
+    breaker.record_successes(0, now);
+    assert!(call(&mut breaker, Outcome::Failure, now).is_some());
 }
 
 #[test]
