@@ -650,6 +650,40 @@ fn t10_a_script_follows_one_redirect_in_a_row_and_none_to_where_it_ran() {
 }
 
 #[test]
+fn t11_a_pipeline_of_which_a_part_has_written_is_never_called_not_sent() {
+    let refused = server_error("WRONGTYPE of another kind");
+    for (other, answer, certainty) in [
+        ("SET a 1", Value::Okay, Certainty::Unknown),
+        ("SET a 1", refused, Certainty::NotSent),
+        ("GET a", Value::Nil, Certainty::NotSent),
+    ] {
+        for commands in [[other, "GET b"], ["GET b", other]] {
+            let mut pipeline = pipe();
+            for text in commands {
+                pipeline.add_command(words(text));
+            }
+            let mut split =
+                SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+            for part in split.to_send(|target| target.slot) {
+                let (answers, failed) = match part.units() {
+                    [unit] if commands[*unit] == other => (vec![answer.clone()], None),
+                    _ => (
+                        Vec::new(),
+                        Some(Failed {
+                            error: Fault::Lost,
+                            certainty: Certainty::NotSent,
+                        }),
+                    ),
+                };
+                split.record(part.units(), answers, failed);
+            }
+            let failed = split.finish().expect_err("one was not sent");
+            assert_eq!(failed.certainty, certainty, "{commands:?} {answer:?}");
+        }
+    }
+}
+
+#[test]
 fn t10_scripts_and_functions_alone_are_said_to_write_their_errors_themselves() {
     let mut pipeline = pipe();
     for text in ["GET k", "EVAL s 1 k", "FCALL f 1 k", "NEW k"] {
