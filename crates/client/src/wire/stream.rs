@@ -102,3 +102,26 @@ impl AsyncWrite for Stream {
         each!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn several_pieces_leave_in_one_write() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("it listens");
+        let addr = listener.local_addr().expect("it has an address");
+        let tcp = TcpStream::connect(addr).await;
+        let (unix, _other) = UnixStream::pair().expect("a pair");
+        let pieces = [&b"small"[..], &[b'x'; 9_000], b"and another"];
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        for mut stream in [Stream::Tcp(tcp.expect("it connects")), Stream::Unix(unix)] {
+            let pieces = pieces.map(io::IoSlice::new);
+            let written = poll_fn(|cx| Pin::new(&mut stream).poll_write_vectored(cx, &pieces));
+            assert_eq!(written.await.expect("it takes them"), length, "{stream:?}");
+        }
+    }
+}
