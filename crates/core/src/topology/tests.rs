@@ -293,6 +293,33 @@ fn t25_a_node_is_known_by_its_address_and_by_its_name() {
 }
 
 #[test]
+fn t25_a_node_is_dialled_at_its_port_for_tls_by_those_alone_who_speak_it() {
+    let now = start();
+    for (port, tls_port, tls, dialled) in [
+        (1, Some(2), false, Some(1)),
+        (1, Some(2), true, Some(2)),
+        (1, None, true, Some(1)),
+        // A node without a port for plain text.
+        (0, Some(2), true, Some(2)),
+        (0, Some(2), false, None),
+    ] {
+        let node = ReportedNode {
+            port,
+            tls_port,
+            ..primary("a", 1, &[ALL])
+        };
+        let mut topology = Topology::new();
+        topology.merge(&View {
+            tls,
+            ..view("a", now, 1, vec![node])
+        });
+        let member = topology.member(index(&topology, "a"));
+        let at = member.endpoint.as_ref().map(|endpoint| endpoint.port);
+        assert_eq!(at, dialled, "{port} {tls_port:?} {tls}");
+    }
+}
+
+#[test]
 fn t15_a_node_that_the_others_have_forgotten_is_no_member_by_its_own_word() {
     let now = start();
     let mut topology = two(now);
