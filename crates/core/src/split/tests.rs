@@ -684,6 +684,29 @@ fn t11_a_pipeline_of_which_a_part_has_written_is_never_called_not_sent() {
 }
 
 #[test]
+fn t11_a_part_is_told_as_a_command_of_its_own_would_be() {
+    let mut pipeline = pipe();
+    pipeline.add_command(words("mget a b"));
+    pipeline.add_command(words("incr a"));
+    let split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let told: Vec<_> = split.portions(&[0, 1, 2]).collect();
+    // Parts are in the order of their slots.
+    for (portion, text) in told.iter().zip(["MGET b", "MGET a", "incr a"]) {
+        let (whole, mut sent) = (words(text), Vec::new());
+        portion.encode(&mut sent);
+        assert_eq!(sent, whole.get_packed_command(), "{text}");
+        assert!(portion.most_bytes() >= sent.len(), "{text}");
+        assert_eq!(portion.to_cmd().get_packed_command(), sent);
+        let arguments: Vec<_> = text.split(' ').map(str::as_bytes).collect();
+        assert_eq!(portion.arguments(), arguments);
+        assert_eq!(portion.name(), arguments[0]);
+        let class = crate::command::classify(arguments.into_iter());
+        assert_eq!(portion.classify(), class);
+    }
+    assert_eq!(told.len(), 3);
+}
+
+#[test]
 fn t10_scripts_and_functions_alone_are_said_to_write_their_errors_themselves() {
     let mut pipeline = pipe();
     for text in ["GET k", "EVAL s 1 k", "FCALL f 1 k", "NEW k"] {
