@@ -11,7 +11,7 @@ use std::time::Duration;
 use steadfast::Client;
 
 use crate::classes::{Classes, longest_life};
-use crate::clock::clock;
+use crate::clock::{clock, is_in_runtime};
 use crate::defaults;
 use crate::error::BuildError;
 use crate::flight::failures::Failures;
@@ -264,9 +264,12 @@ impl CacheBuilder {
     /// tokio runtime.
     ///
     /// # Errors
-    /// [`BuildError`] names the setting that cannot be.
+    /// [`BuildError`] names the setting that cannot be, or says that there is no runtime.
     pub async fn build(self) -> Result<Cache, BuildError> {
         self.check()?;
+        if !is_in_runtime() {
+            return Err(BuildError::NoRuntime);
+        }
         let seed = self.seed.unwrap_or_else(entropy);
         let stats = Arc::new(Stats::new());
         // Longer than applying may take, so that only a relay that has fallen silent is cut off.

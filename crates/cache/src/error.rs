@@ -85,6 +85,12 @@ pub enum CacheError {
     /// The cache is closed, or the runtime is shutting down.
     #[error("the cache is closed")]
     Closed,
+    /// The read was made outside of any tokio runtime, where only what is fresh in memory can be
+    /// answered.
+    #[error(
+        "the cache was asked outside of a tokio runtime for what is not in memory; read in a task of one, or enter one before (Handle::enter)"
+    )]
+    NoRuntime,
 }
 
 /// A view of a class that was not given to the builder.
@@ -266,4 +272,7 @@ pub enum BuildError {
     /// A setting of the [`CacheBuilder`](crate::CacheBuilder) that means nothing.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
+    /// It was built outside of any tokio runtime.
+    #[error("a cache lives on a tokio runtime: call build() inside one")]
+    NoRuntime,
 }

@@ -56,6 +56,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use steadfast_core::policy::InvalidSetting;
 use tokio::sync::OnceCell;
 
+use crate::clock::is_in_runtime;
+
 /// A database, cheap to clone: a pool of connections of its own kind.
 ///
 /// ```
@@ -111,8 +113,11 @@ impl Database {
     ///
     /// # Errors
     /// [`SourceError::Url`] names what is wrong with the URL, [`SourceError::Setting`] a setting
-    /// that means nothing.
+    /// that means nothing, [`SourceError::NoRuntime`] that there is no runtime.
     pub fn connect(url: &str, options: DatabaseOptions) -> Result<Self, SourceError> {
+        if !is_in_runtime() {
+            return Err(SourceError::NoRuntime);
+        }
         for (setting, connections) in [
             ("max_connections", Some(options.max_connections)),
             ("read_only_connections", options.read_only_connections),
@@ -431,11 +436,14 @@ fn may_be_repeated(sql: &str, error: &SourceError) -> bool {
     passing && first_word(sql) == "SELECT"
 }
 
-/// Runs with a limit on time.
+/// Runs with a limit on time, which is kept by a runtime.
 pub(crate) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, SourceError>>,
 ) -> Result<T, SourceError> {
+    if !is_in_runtime() {
+        return Err(SourceError::NoRuntime);
+    }
     tokio::time::timeout(limit, work)
         .await
         .unwrap_or(Err(SourceError::Timeout { limit }))

@@ -14,6 +14,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::clock::is_in_runtime;
+
 /// The loads under way, which tells when one has ended.
 #[derive(Debug, Default)]
 pub(crate) struct UnderWay {
@@ -75,8 +77,12 @@ impl Drop for LoadTask {
 impl UnderWay {
     /// Runs a load in a task of its own, and counts it until it and all that it leaves behind have
     /// ended, however they do. What a load begins by reading through the cache belongs to it: who
-    /// waits for that load waits for this one too, however late it has begun.
+    /// waits for that load waits for this one too, however late it has begun. Outside of a runtime
+    /// it is over before it has begun, and its flight with it.
     pub(crate) fn spawn(self: &Arc<Self>, load: impl Future<Output = ()> + Send + 'static) {
+        if !is_in_runtime() {
+            return;
+        }
         let nested_in = LoadTask::another().filter(|task| Arc::ptr_eq(&task.loads, self));
         let task = nested_in.unwrap_or_else(|| self.begin());
         tokio::spawn(TASK.scope(task, load));
@@ -91,11 +97,14 @@ impl UnderWay {
         LoadTask { loads, number }
     }
 
-    /// Waits until those that have begun before now have ended, or for so long. Returns how many
-    /// have not.
+    /// Waits until those that have begun before now have ended, or for so long; outside of a runtime
+    /// not at all. Returns how many have not.
     pub(crate) async fn wait(&self, within: Duration) -> usize {
         let began = self.counted.lock().next;
         let left = || self.counted.lock().under_way.range(..began).count();
+        if !is_in_runtime() {
+            return left();
+        }
         let none = async {
             loop {
                 let mut ended = std::pin::pin!(self.ended.notified());

@@ -27,6 +27,7 @@ use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
 use crate::target::Address;
+use crate::wire::queue::UNATTENDED;
 
 /// An event of a subscriber.
 #[derive(Clone, Debug, PartialEq)]
@@ -370,6 +371,10 @@ impl PubSubControl {
         clock::timeout(self.deadline, work)
             .await
             .unwrap_or_else(|| {
+                // Orders are taken at once, connected or not, by a task that is run.
+                if self.changes.capacity() < self.changes.max_capacity() {
+                    return Err(Error::new(UNATTENDED, Certainty::Unknown));
+                }
                 let kind = ErrorKind::Timeout {
                     deadline: self.deadline,
                 };

@@ -231,7 +231,7 @@ impl<'a, T, E: fmt::Display + fmt::Debug> Retry<'a, T, E> {
                 });
             }
             drop(outcome);
-            tokio::time::sleep(pause).await;
+            clock::sleep(pause).await;
         }
     }
 

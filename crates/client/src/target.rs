@@ -65,10 +65,7 @@ pub enum Role {
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) address: Address,
-    #[cfg_attr(
-        not(feature = "tls"),
-        expect(dead_code, reason = "a URL that asks for TLS is refused")
-    )]
+    /// Whether the URL asks for TLS; never without the feature, which such a URL is refused for.
     pub(crate) tls: bool,
     pub(crate) db: i64,
     pub(crate) protocol: Protocol,

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Flight, Flights, Leader};
+use crate::clock::is_in_runtime;
 use crate::error::CacheError;
 use crate::guard::LoadSlot;
 use crate::tier::Key;
@@ -75,8 +76,12 @@ impl Loading {
         LOADING.scope(loading, load).await
     }
 
-    /// Refuses a key that is being loaded by this load, or by one that it is nested in.
+    /// Refuses a key that is being loaded by this load, or by one that it is nested in; and any
+    /// where there is no runtime to load in.
     pub(crate) fn check(this: Option<&Arc<Self>>, name: &[u8]) -> Result<(), CacheError> {
+        if !is_in_runtime() {
+            return Err(CacheError::NoRuntime);
+        }
         let (mut loading, mut within) = (this, vec![text(name)]);
         while let Some(outer) = loading {
             if outer.keys.iter().any(|key| **key == *name) {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::clock::is_in_runtime;
 use crate::outbox::Transactional;
 use crate::parts::{Cache, Inner};
 use crate::sql::{SourceError, Tx};
@@ -335,7 +336,7 @@ impl Inner {
             relay.pending.settle(u64::MAX);
             return redis.apply(0, targets, &[]).await.is_ok();
         }
-        redis.is_reachable() && relay.applied(round, APPLY_WAIT).await
+        is_in_runtime() && redis.is_reachable() && relay.applied(round, APPLY_WAIT).await
     }
 }
 

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use steadfast_core::policy::breaker::Outcome;
 
 use crate::classes::Class;
-use crate::clock::clock;
+use crate::clock::{clock, is_in_runtime};
 use crate::codec::message;
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::{Loading, Nested};
@@ -38,6 +38,9 @@ impl Inner {
             deadline,
             ..
         } = asking;
+        if !is_in_runtime() {
+            return Err(CacheError::NoRuntime);
+        }
         let own = class
             .try_load()
             .map_err(|retry_after| CacheError::Unavailable { retry_after })?;

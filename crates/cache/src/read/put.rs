@@ -6,7 +6,7 @@
 
 use super::load::add_tags;
 use super::view::View;
-use crate::clock::clock;
+use crate::clock::{clock, is_in_runtime};
 use crate::key::Key;
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
@@ -89,7 +89,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let entry = Entry::new(&name, Some(value), times, governed, label, bytes.len());
         let memory = cache.memory.insert(&entry, &snapshot, &cache.generations);
         let redis = match &cache.redis {
-            Some(redis) if !cache.is_pending(Some(&name), &tags) => {
+            Some(redis) if is_in_runtime() && !cache.is_pending(Some(&name), &tags) => {
                 redis.outlast(life.keep);
                 let fill = Fill {
                     payload: Some(&bytes),
@@ -116,7 +116,7 @@ impl Inner {
     /// once more in the end, since a reader may have taken meanwhile what was still in Redis.
     async fn remove(&self, name: &[u8]) {
         self.memory.remove(name);
-        if let Some(redis) = &self.redis
+        if let Some(redis) = self.redis.as_ref().filter(|_| is_in_runtime())
             && let Err(trouble) = redis.remove(name).await
         {
             self.pass_by_redis(&trouble);

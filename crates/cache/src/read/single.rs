@@ -13,7 +13,7 @@ use super::ending::{conclude, wait};
 use super::load::{self, FirstLook, Job};
 use super::view::View;
 use crate::answer::{Answer, Source, StaleReason};
-use crate::clock::clock;
+use crate::clock::{clock, is_in_runtime};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
 use crate::flight::{AfterLook, Fallback, Follower, Join, Loaded};
@@ -84,6 +84,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             .filter(|entry| self.is_fresh(entry, &ttl, now))
         {
             return self.hit(entry, entry.age(now));
+        }
+        if !is_in_runtime() {
+            return None;
         }
         let tags = self.tags_of(&key, &name);
         let (leader, _) =

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::database::{Asking, Permission};
 use super::view::View;
-use crate::clock::clock;
+use crate::clock::{clock, is_in_runtime};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
 use crate::freshness::Life;
@@ -55,6 +55,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         L: FnOnce() -> F + Send,
         F: Future<Output = Result<I, LoadError>> + Send,
     {
+        if !is_in_runtime() {
+            return Err(CacheError::NoRuntime);
+        }
         let (cache, ttl) = (self.core(), self.ttl());
         cache.upkeep.ensure();
         let whole = cache.generations.snapshot_all();

@@ -21,6 +21,11 @@ pub enum SourceError {
     /// A setting of [`DatabaseOptions`](super::DatabaseOptions) that means nothing.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
+    /// It was asked outside of any tokio runtime, where no connection to a database lives.
+    #[error(
+        "the database was asked outside of a tokio runtime; ask it in a task of one, or enter one before (Handle::enter)"
+    )]
+    NoRuntime,
     /// Nothing came back in time.
     #[error("the database did not answer within {limit:?}")]
     Timeout {

@@ -612,6 +612,82 @@ fn k14_a_cache_whose_runtime_has_ended_goes_on_in_that_of_its_next_caller() {
     drop(site);
 }
 
+/// Whoever comes from another executor is told what to do, and what is known of it, and no more.
+#[test]
+fn k14_a_cache_asked_outside_of_a_runtime_says_so_and_answers_what_is_in_memory() {
+    fn says_so<E: std::fmt::Display>(error: E) {
+        let words = error.to_string();
+        assert!(words.contains("outside of a tokio runtime"), "{words}");
+    }
+    let (alive, site) = site_of_another_runtime();
+    let (cache, numbers) = alive.block_on(async {
+        let cache = site.cache().await;
+        write_item(&cache, 7, 1).await;
+        let numbers = text(&cache, "strict");
+        numbers.put("held".to_owned(), "1".to_owned()).await;
+        (cache, numbers)
+    });
+    let loading = || async { Ok(Some("2".to_owned())) };
+    futures_util::FutureExt::now_or_never(async {
+        let held = numbers.get("held".to_owned(), loading).await.unwrap();
+        assert_eq!(
+            (held.value.as_deref(), held.source),
+            (Some("1"), Source::Memory)
+        );
+        says_so(numbers.get("other".to_owned(), loading).await.unwrap_err());
+        says_so(
+            numbers
+                .refresh("held".to_owned(), loading)
+                .await
+                .unwrap_err(),
+        );
+        let read = numbers.read("other".to_owned());
+        says_so(read.get_uncached(loading).await.unwrap_err());
+        let none = |_| async { Ok(Vec::<(String, String)>::new()) };
+        let mut many = numbers.get_many(&["other".to_owned()], none).await;
+        says_so(many.remove(0).unwrap_err());
+        let warm = || async { Ok([("held".to_owned(), "2".to_owned())]) };
+        says_so(numbers.warm(warm).await.unwrap_err());
+        assert!(numbers.peek("other".to_owned()).await.is_none());
+        let put = numbers.put("put".to_owned(), "3".to_owned()).await;
+        assert!(put.memory && !put.redis);
+        assert!(numbers.peek("put".to_owned()).await.is_some());
+        let write = async |tx: &mut Tx| set_item(tx, 7, 2).await;
+        says_so(
+            cache
+                .write(write)
+                .invalidates_nothing()
+                .commit()
+                .await
+                .unwrap_err(),
+        );
+        says_so(cache.invalidate(&[Target::key("held")]).await.unwrap_err());
+        assert!(
+            numbers.peek("held".to_owned()).await.is_none(),
+            "in any case"
+        );
+        says_so(site.database.select("SELECT 1", &[]).await.unwrap_err());
+        says_so(
+            site.database
+                .ping(Duration::from_secs(1))
+                .await
+                .unwrap_err(),
+        );
+        assert_eq!(cache.finish_loads(Duration::from_secs(1)).await, 0);
+    })
+    .expect("nothing is waited for");
+    let memory = |options| Database::connect("sqlite::memory:", options);
+    says_so(memory(DatabaseOptions::default()).unwrap_err());
+    let built = futures_util::FutureExt::now_or_never(plain(&site.database).build());
+    let error = built.expect("at once").unwrap_err().to_string();
+    assert!(error.contains("call build() inside one"), "{error}");
+    // Within one it is as good as before.
+    alive.block_on(async {
+        assert_eq!(read_item(&cache, 7).await.as_deref(), Some("1"));
+    });
+    drop(site);
+}
+
 /// Nobody watches while a cache has no runtime, so what it believed of Redis before counts no more.
 #[test]
 fn k16_a_redis_that_was_taken_back_while_a_cache_had_no_runtime_is_not_believed() {

@@ -28,7 +28,7 @@ use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::task::Owned;
 use crate::wire::identity::Identity;
-use crate::wire::queue::{DriverCommand, Gate, SubmitQueue, TxStep};
+use crate::wire::queue::{DriverCommand, Gate, SubmitQueue, TxStep, UNATTENDED};
 use crate::wire::slot::{Blame, Ended};
 
 /// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be
@@ -64,12 +64,13 @@ impl Dedicated {
     ) -> Result<Self, Error> {
         let began = clock::now();
         let mut rng = shared.rng();
+        let attended = Arc::new(AtomicBool::new(true));
         let opening = async {
             let mut attempt = 0;
             loop {
                 attempt += 1;
                 believed_up(shared).await?;
-                let error = match Self::connect_at_home(shared, connector).await {
+                let error = match Self::connect_at_home(shared, connector, &attended).await {
                     Ok(connection) => return Ok(connection),
                     Err(error) => error,
                 };
@@ -81,19 +82,29 @@ impl Dedicated {
                 clock::sleep(shared.settings.reconnect.pause(attempt, &mut rng)).await;
             }
         };
-        clock::timeout(limit, opening)
-            .await
-            .unwrap_or_else(|| Err(Error::not_sent(ErrorKind::Timeout { deadline: limit })))
+        clock::timeout(limit, opening).await.unwrap_or_else(|| {
+            Err(Error::not_sent(match attended.load(Ordering::Relaxed) {
+                true => ErrorKind::Timeout { deadline: limit },
+                false => UNATTENDED,
+            }))
+        })
     }
 
-    /// Connects where the client lives, whatever its caller runs in.
+    /// Connects where the client lives, whatever its caller runs in. Notes in `attended` whether
+    /// that runtime has begun to.
     async fn connect_at_home(
         shared: &Arc<Shared>,
         connector: &Arc<Connector>,
+        attended: &Arc<AtomicBool>,
     ) -> Result<Self, Error> {
         let runtime = shared.runtime()?;
         let (shared, connector) = (Arc::clone(shared), Arc::clone(connector));
-        let task = async move { Self::connect(&shared, &connector).await };
+        attended.store(false, Ordering::Relaxed);
+        let begun = Arc::clone(attended);
+        let task = async move {
+            begun.store(true, Ordering::Relaxed);
+            Self::connect(&shared, &connector).await
+        };
         Owned::new(runtime.spawn(task)).await.unwrap_or_else(|_| {
             let cause = "the runtime in which the client lived has ended".into();
             Err(Error::not_sent(ErrorKind::Lost { cause }))

@@ -188,7 +188,12 @@ impl KeyScan {
         at.failures += 1;
         let most = self.patience.div_duration_f64(PAUSE).ceil();
         match failed {
-            Some(error) if !error.is_infrastructure() || f64::from(at.failures) > most => {
+            // Patience is for servers that come back.
+            Some(error)
+                if !error.is_infrastructure()
+                    || matches!(error.kind(), ErrorKind::Runtime { .. })
+                    || f64::from(at.failures) > most =>
+            {
                 Err(error)
             }
             _ => {

@@ -42,7 +42,7 @@ pub struct Status {
     pub breaker: &'static str,
     /// Calls sent, or waiting to be sent, and not yet answered.
     pub in_flight: usize,
-    /// Replies received so far.
+    /// Replies received so far; those of the last moments are counted with the next one.
     pub answered: u64,
     /// Round-trip time as smoothed.
     pub rtt_ms: Option<f64>,

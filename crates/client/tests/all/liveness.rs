@@ -9,7 +9,10 @@ use std::task::{Context, Poll, Wake};
 use std::thread::Thread;
 
 use redis::Value;
-use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind, PubSubEvent};
+use steadfast::{
+    Backoff, CallOptions, Certainty, Client, ConnectionState, Error, ErrorKind, PubSubEvent, Retry,
+    ScanQuery, Stop,
+};
 use steadfast_drill::process::{Cluster, Redis, Sentinel};
 use tokio::process::Command;
 use tokio::runtime::{Builder, Runtime};
@@ -178,6 +181,28 @@ fn c19_a_call_whose_runtime_nobody_drives_ends_in_time_and_says_so() {
         .block_on(hasty.send(&cmd("INCR n")))
         .expect_err("nobody sends it");
     assert!(matches!(error.kind(), ErrorKind::Runtime { .. }), "{error}");
+    // Nor does anybody dial for another, subscribe, or go through the keys.
+    let brisk = first.block_on(async {
+        let builder = Client::builder(&redis.url()).unwrap();
+        let brisk = builder.deadline(ms(300)).connect().await.unwrap();
+        brisk.send(&cmd("SET k v")).await.unwrap();
+        brisk
+    });
+    let says_so = |error: Error| {
+        assert!(matches!(error.kind(), ErrorKind::Runtime { .. }), "{error}");
+    };
+    let begun = now();
+    let blocking = second.block_on(brisk.send(&cmd("BLPOP nothing 0.05")));
+    says_so(blocking.expect_err("nobody dials"));
+    says_so(second.block_on(brisk.session()).expect_err("nobody dials"));
+    let pubsub = brisk.pubsub();
+    let subscribed = second.block_on(pubsub.subscribe("channel"));
+    says_so(subscribed.expect_err("nobody subscribes"));
+    let mut scan = brisk.scan_keys(ScanQuery::default());
+    let key = second.block_on(scan.next()).expect("not the end");
+    says_so(key.expect_err("nobody asks"));
+    assert!(now() - begun < ms(10_000), "not as patient as with servers");
+    drop(pubsub);
     // It is of use again where it is driven.
     let n = first.block_on(client.send(&cmd("GET n"))).unwrap();
     assert_eq!(n, Value::Nil);
@@ -209,7 +234,10 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 #[test]
 fn c19_a_client_serves_callers_on_an_executor_that_is_not_tokio() {
     let (alive, redis) = server();
-    let client = alive.block_on(connect(&redis));
+    let (client, hasty) = alive.block_on(async {
+        let hasty = Client::builder(&redis.url()).unwrap().deadline(ms(1_000));
+        (connect(&redis).await, hasty.connect().await.unwrap())
+    });
     block_on(async {
         client.send(&cmd("SET k v")).await.unwrap();
         client.send(&cmd("BLPOP nothing 0.05")).await.unwrap();
@@ -222,8 +250,11 @@ fn c19_a_client_serves_callers_on_an_executor_that_is_not_tokio() {
                 .unwrap();
             client.send(&cmd("GET k")).await.unwrap();
         }
+        let patience = Retry::new(Backoff::fixed(ms(1)), Stop::after_attempts(2));
+        patience.run(async || Err::<(), _>("no")).await.unwrap_err();
         let replica = ["REPLICAOF", "127.0.0.1", "1"];
         redis.command_blocking(&replica).unwrap();
+        let client = hasty;
         client.send(&cmd("SET k v")).await.unwrap_err();
         assert!(client.health(ms(300)).await.latency_ms.is_none());
         let mut pubsub = client.pubsub();
