@@ -63,7 +63,7 @@ pub(crate) struct Carried {
 }
 
 /// The connections that have ended at a call, or while it was under way.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Suspicion {
     /// A connection ended while it was under way.
     suspected: bool,
@@ -73,6 +73,17 @@ pub(crate) struct Suspicion {
     /// Whether a connection ended a second time at this command, though nothing else was in it: it
     /// is not repeated.
     pub(crate) blamed_again: bool,
+}
+
+impl Suspicion {
+    /// What is suspected of one of two, or of both.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            suspected: self.suspected || other.suspected,
+            apart: self.apart || other.apart,
+            blamed_again: self.blamed_again || other.blamed_again,
+        }
+    }
 }
 
 /// The same, of a call that began at `started` and takes until `limit` later.

@@ -335,6 +335,12 @@ impl Error {
         self
     }
 
+    /// Returns this error, of a call of whose earlier attempts no more is known than this.
+    pub(crate) fn at_least(self, certainty: Certainty) -> Self {
+        let worst = self.certainty.max(certainty);
+        self.of_certainty(worst)
+    }
+
     /// Marks the error as proof that nothing has run.
     pub(crate) fn proven_rejected(self) -> Self {
         self.of_certainty(Certainty::Rejected)

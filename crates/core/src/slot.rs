@@ -7,7 +7,11 @@
 //! specification](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/) to
 //! the letter, and the tests ask a real server.
 
+mod keys;
+
 use std::fmt;
+
+pub use self::keys::KeySet;
 
 /// The number of slots of a cluster.
 pub const SLOTS: u16 = 16_384;

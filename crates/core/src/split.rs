@@ -27,7 +27,7 @@ use crate::certainty::Certainty;
 use crate::command::place::ServedBy;
 use crate::command::{arguments, key_names};
 use crate::redis_rs::commands;
-use crate::slot::{Slot, SlotRange};
+use crate::slot::{KeySet, Slot, SlotRange};
 
 /// A part or a command that was not answered, or by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +119,13 @@ pub fn transaction_slot(pipeline: &Pipeline) -> Result<Option<Slot>, Indivisible
         });
     }
     Ok(slots.first().copied())
+}
+
+/// Returns the keys of a transaction.
+pub fn transaction_keys(pipeline: &Pipeline) -> KeySet {
+    use crate::command::place::place_and_keys;
+    let keys = commands(pipeline).map(|cmd| place_and_keys(arguments(cmd)).1);
+    KeySet::all(&keys.collect::<Vec<_>>())
 }
 
 /// The slots of a command that has to have one.

@@ -22,16 +22,15 @@
 
 mod gate;
 mod merge;
+mod order;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use self::gate::{
-    DiscoveryGate, DiscoveryGateConfig, Explained, Passage, Resubmission, SlotGate, Trigger,
-    UnderWay,
-};
+pub use self::gate::{DiscoveryGate, DiscoveryGateConfig, Explained, Trigger};
 pub use self::merge::{Changes, Ignored, View};
+pub use self::order::{Passage, Resubmission, SlotGate, UnderWay};
 use crate::node::{Endpoint, MAX_NODES, NodeId};
 use crate::redirect::Redirect;
 use crate::slot::{SLOTS, Slot, SlotRange};

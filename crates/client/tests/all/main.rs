@@ -17,6 +17,7 @@ mod entra;
 mod examples;
 mod fencing;
 mod following;
+mod gates;
 mod handover;
 mod liveness;
 mod load;

@@ -9,7 +9,7 @@
 use std::fmt;
 
 use super::{Alternative, Args, Errors, Shared};
-use crate::slot::Slot;
+use crate::slot::{KeySet, Slot};
 
 /// Judges where a command belongs in a cluster, by its name and its arguments.
 ///
@@ -28,35 +28,47 @@ use crate::slot::Slot;
 /// Of a module's command nobody here knows the keys; its first argument is taken for one, and the
 /// redirect of the server corrects what was guessed wrong.
 pub fn place<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Place {
-    place_and_key(args).0
+    place_and_keys(args).0
 }
 
-/// The same, with the command's key, if it names one only.
-pub fn place_and_key<'a, I: Iterator<Item = &'a [u8]> + Clone>(
-    args: I,
-) -> (Place, Option<&'a [u8]>) {
+/// The same, with the command's keys, or its channel.
+pub fn place_and_keys<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> (Place, KeySet) {
     let args = Args(args);
     let Some((group, name)) = args.group() else {
-        return (Place::Refused(ServedBy::Nothing), None);
+        return (Place::Refused(ServedBy::Nothing), KeySet::Unknown);
     };
     match group.shared {
         Shared::Yes => {}
-        Shared::No(instead) => return (refused(instead), None),
+        Shared::No(instead) => return (refused(instead), KeySet::Unknown),
     }
     let mut keys = group.keys.all(&args).into_iter();
     let mut next = || keys.next().and_then(|at| args.at(at));
     let Some(first) = next() else {
-        return (without_keys(group, name, &args), None);
+        let place = without_keys(group, name, &args);
+        let keys = match (place, group.errors) {
+            // Of a module's command its first argument may be none.
+            (Place::Slot(_), Errors::OfNoKnownCommand) => KeySet::Unknown,
+            (Place::Slot(_), _) => args
+                .at(1)
+                .map_or(KeySet::Unknown, |channel| KeySet::of([channel])),
+            _ => KeySet::Empty,
+        };
+        return (place, keys);
     };
     let slot = Slot::of_key(first);
     let Some(second) = next() else {
-        return (Place::Slot(slot), Some(first));
+        return (Place::Slot(slot), KeySet::of([first]));
     };
-    let mut others = std::iter::once(second).chain(std::iter::from_fn(next));
-    match others.find_map(|key| Some(Slot::of_key(key)).filter(|other| *other != slot)) {
-        None => (Place::Slot(slot), None),
-        Some(other) => (Place::Slots(slot, other), None),
+    let (mut all, mut place) = (vec![KeySet::hash(first)], Place::Slot(slot));
+    for key in std::iter::once(second).chain(std::iter::from_fn(next)) {
+        let other = Slot::of_key(key);
+        if other != slot {
+            place = Place::Slots(slot, other);
+            break;
+        }
+        all.push(KeySet::hash(key));
     }
+    (place, KeySet::hashed(all))
 }
 
 fn refused(instead: Alternative) -> Place {

@@ -152,6 +152,12 @@ impl<'s> Part<'s> {
         self.keys
     }
 
+    /// Returns the keys themselves.
+    pub fn names(self) -> impl Iterator<Item = &'s [u8]> + Clone {
+        let (args, step) = (self.args, self.step);
+        self.keys.iter().map(move |key| args[key * step])
+    }
+
     /// Returns the name and the arguments.
     pub fn arguments(self) -> impl Iterator<Item = &'s [u8]> + Clone {
         let (args, step) = (self.args, self.step);

@@ -17,11 +17,11 @@ use super::keys::{DivideMset, PartsFailed, SplitCommand, command};
 use super::portion::Portion;
 use super::{Failed, Indivisible, UnexpectedAnswer, name};
 use crate::certainty::Certainty;
-use crate::command::place::{Place, place};
+use crate::command::place::{Place, place_and_keys};
 use crate::command::{Effect, Errors, classify};
 use crate::redirect::Routing;
 use crate::redis_rs::{CommandRef, commands};
-use crate::slot::Slot;
+use crate::slot::{KeySet, Slot};
 
 /// A pipeline on its way: which of its commands are to be sent, and what became of the others. `E`
 /// is the error of the sender.
@@ -50,6 +50,7 @@ pub struct SplitPipeline<'a, E> {
 }
 
 /// A command of the pipeline, all of whose units follow each other.
+#[derive(Clone)]
 struct Entry<'a> {
     cmd: CommandRef<'a>,
     divided: Option<SplitCommand<'a>>,
@@ -61,6 +62,7 @@ struct Unit<E> {
     /// The number of the part of a command that was divided.
     part: usize,
     slot: Option<Slot>,
+    keys: KeySet,
     effect: Effect,
     errors: Errors,
     state: State<E>,
@@ -79,6 +81,8 @@ enum State<E> {
     Sent,
     Answered(Value),
     Failed(Failed<E>),
+    /// Another part of the pipeline, which was taken out of this one, has it.
+    Elsewhere,
 }
 
 /// Where a command belongs, for the sender to find its node.
@@ -86,6 +90,8 @@ enum State<E> {
 pub struct Target<'r> {
     /// The slot of its keys. Without any, any primary serves.
     pub slot: Option<Slot>,
+    /// Its keys.
+    pub keys: &'r KeySet,
     /// The redirect that was answered to it last: MOVED, ASK or TRYAGAIN.
     pub redirect: Option<&'r Routing>,
     /// What a repeat of it would do.
@@ -144,11 +150,12 @@ impl<'a, E> SplitPipeline<'a, E> {
         let (mut entries, mut units) = (Vec::new(), Vec::new());
         for (entry, cmd) in commands(pipeline).enumerate() {
             let class = classify(cmd.arguments());
-            let mut unit = |part, slot| {
+            let mut unit = |part, slot, keys| {
                 units.push(Unit {
                     entry,
                     part,
                     slot,
+                    keys,
                     effect: class.effect,
                     errors: class.errors,
                     state: State::Waiting,
@@ -159,13 +166,16 @@ impl<'a, E> SplitPipeline<'a, E> {
                 });
             };
             let mut divided = None;
-            match place(cmd.arguments()) {
-                Place::Slot(slot) => unit(0, Some(slot)),
-                Place::AnyPrimary => unit(0, None),
+            let (place, keys) = place_and_keys(cmd.arguments());
+            match place {
+                Place::Slot(slot) => unit(0, Some(slot), keys),
+                Place::AnyPrimary => unit(0, None, keys),
                 Place::Slots(..) => {
                     divided = command(cmd, mset)?;
                     let parts = divided.iter().flat_map(SplitCommand::parts).enumerate();
-                    parts.for_each(|(at, part)| unit(at, Some(part.slot())));
+                    parts.for_each(|(at, part)| {
+                        unit(at, Some(part.slot()), KeySet::of(part.names()));
+                    });
                 }
                 Place::AllPrimaries(_) => {
                     let command = name(cmd.arguments());
@@ -199,6 +209,7 @@ impl<'a, E> SplitPipeline<'a, E> {
             }
             let node = node_of(Target {
                 slot: unit.slot,
+                keys: &unit.keys,
                 redirect: unit.redirect.as_ref(),
                 effect: unit.effect,
             });
@@ -264,6 +275,64 @@ impl<'a, E> SplitPipeline<'a, E> {
         }
     }
 
+    /// Takes commands back that were to be sent, and were not: they wait as they did before.
+    pub fn take_back(&mut self, units: &[usize]) {
+        for number in units {
+            if let Some(unit) = self.units.get_mut(*number)
+                && matches!(unit.state, State::Sent)
+            {
+                unit.state = State::Waiting;
+            }
+        }
+    }
+
+    /// Takes the commands out that belong to these slots and are to be sent, for a pipeline of
+    /// their own, which goes its own way until it is [joined](Self::join) to this one again.
+    #[must_use]
+    pub fn split_off(&mut self, leaves: impl Fn(Slot) -> bool) -> Self {
+        let units = self.units.iter_mut().map(|unit| {
+            let goes = matches!(unit.state, State::Waiting) && unit.slot.is_some_and(&leaves);
+            let state = match goes {
+                true => std::mem::replace(&mut unit.state, State::Elsewhere),
+                false => State::Elsewhere,
+            };
+            Unit {
+                keys: unit.keys.clone(),
+                redirect: unit.redirect.clone(),
+                state,
+                ..*unit
+            }
+        });
+        Self {
+            units: units.collect(),
+            entries: self.entries.clone(),
+        }
+    }
+
+    /// Returns a pipeline of the same commands, all of which are elsewhere.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        let units = self.units.iter().map(|unit| Unit {
+            keys: unit.keys.clone(),
+            redirect: unit.redirect.clone(),
+            state: State::Elsewhere,
+            ..*unit
+        });
+        Self {
+            units: units.collect(),
+            entries: self.entries.clone(),
+        }
+    }
+
+    /// Takes the commands back that were taken out, with what became of them.
+    pub fn join(&mut self, other: Self) {
+        for (unit, other) in self.units.iter_mut().zip(other.units) {
+            if !matches!(other.state, State::Elsewhere) {
+                *unit = other;
+            }
+        }
+    }
+
     /// Says of commands that an earlier attempt to send them may have run, whatever is recorded of
     /// the last one.
     pub fn may_have_run_before(&mut self, units: &[usize]) {
@@ -283,6 +352,7 @@ impl<'a, E> SplitPipeline<'a, E> {
             }
             let why = why(Target {
                 slot: unit.slot,
+                keys: &unit.keys,
                 redirect: unit.redirect.as_ref(),
                 effect: unit.effect,
             });
@@ -327,8 +397,14 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// Returns the slots of what is to be sent, or sent again, and is not under way, as often as
     /// they occur; `None` for what any primary serves.
     pub fn waiting_slots(&self) -> impl Iterator<Item = Option<Slot>> {
+        self.waiting().map(|(slot, _)| slot)
+    }
+
+    /// Returns the same, each with the keys of a command.
+    pub fn waiting(&self) -> impl Iterator<Item = (Option<Slot>, &KeySet)> {
         let waits = |unit: &&Unit<E>| matches!(unit.state, State::Waiting);
-        self.units.iter().filter(waits).map(|unit| unit.slot)
+        let waiting = self.units.iter().filter(waits);
+        waiting.map(|unit| (unit.slot, &unit.keys))
     }
 
     /// Returns the slot of a command, given by its number.
@@ -381,7 +457,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                     }
                     State::Answered(value) => Ok(value),
                     State::Failed(failed) => Err(failed),
-                    State::Waiting | State::Sent => {
+                    State::Waiting | State::Sent | State::Elsewhere => {
                         let mut failed = never_sent();
                         // Not this time, but perhaps in an earlier attempt.
                         if unit.may_have_run {

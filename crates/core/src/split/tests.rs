@@ -11,6 +11,7 @@ use super::*;
 use crate::command::Effect;
 use crate::command::place::Joining;
 use crate::redis_rs::CommandRef;
+use crate::slot::KeySet;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fault {
@@ -512,6 +513,46 @@ fn t8_what_waits_to_be_sent_again_keeps_no_other_slot() {
     split.record(&[0, 1, 2, 3], vec![done, moved, Value::Nil, pong], None);
     assert_eq!(split.again(ALL, |_| true).followed, 1);
     assert_eq!(waiting(&split), [other]);
+}
+
+#[test]
+fn t8_a_part_that_goes_its_own_way_comes_back_to_the_places_of_its_commands() {
+    let mut pipeline = pipe();
+    pipeline.set("k", 1).set("other", 1).mget(&["k", "other"]);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    // What was not sent waits as before.
+    let parts = split.to_send(|_| "old");
+    split.take_back(parts[0].units());
+    assert_eq!(split.waiting_slots().count(), 4);
+    let keys: Vec<_> = split.waiting().map(|(_, keys)| keys.clone()).collect();
+    let (k, other) = (KeySet::of([&b"k"[..]]), KeySet::of([&b"other"[..]]));
+    assert_eq!(keys[..2], [k, other]);
+
+    let mut away = split.split_off(|of| of == slot("other"));
+    assert_eq!(split.waiting_slots().count(), 2);
+    for (part, node) in [(&mut away, "new"), (&mut split, "old")] {
+        let sent = part.to_send(|_| node);
+        assert!(sent.len() == 1 && !sent[0].is_whole);
+        let units = sent[0].units().to_vec();
+        let answers = units
+            .iter()
+            .map(|unit| Value::Array(vec![Value::Int(*unit as i64)]));
+        part.record(&units, answers.collect(), None);
+        assert!(
+            part.again(ALL, |_| true).is_nothing(),
+            "nothing of the other"
+        );
+    }
+    let mut whole = split.emptied();
+    whole.join(away);
+    whole.join(split);
+    let answers = whole.finish().expect("all are answered");
+    let list = |numbers: &[i64]| Value::Array(numbers.iter().copied().map(Value::Int).collect());
+    assert_eq!(answers[..2], [list(&[0]), list(&[1])]);
+    let Value::Array(both) = &answers[2] else {
+        panic!("a list is asked for");
+    };
+    assert_eq!(both.len(), 2);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::*;
 use crate::node::AnnouncedHost;
 use crate::redirect::Routing;
 use crate::report::{ClusterInfo, ClusterReport, ReportedNode, ReportedRole};
+use crate::slot::KeySet;
 
 const ALL: (u16, u16) = (0, SLOTS - 1);
 
@@ -698,124 +699,169 @@ fn t4_a_reason_that_comes_while_a_discovery_runs_begins_another() {
 }
 
 /// Commands of one key, each on a connection.
-fn of(commands: &[(u64, u64)]) -> Vec<UnderWay> {
+/// Commands of one key that began then, with the connections that they are on.
+fn of(then: Instant, commands: &[(u64, u64)]) -> Vec<UnderWay> {
     let under_way = |&(command, connection): &(u64, u64)| UnderWay {
         command,
         connection,
-        key: Some(1),
+        keys: KeySet::One(1),
+        until: then + ms(20),
     };
     commands.iter().map(under_way).collect()
 }
 
 #[test]
-fn t9_a_slot_that_changes_hands_waits_for_what_is_under_way_and_not_for_ever() {
+fn t9_a_command_waits_for_those_of_its_keys_until_their_deadlines_and_not_for_others() {
     let now = start();
-    let mut gate = SlotGate::new(ms(20));
+    let mut gate = SlotGate::new();
     let (one, other) = (slot(1), slot(2));
-    gate.close(one, of(&[(7, 100), (8, 100)]), now);
-    assert_eq!(gate.pass(one, now + ms(1)), Passage::Until(now + ms(20)));
-    assert_eq!(gate.pass(other, now), Passage::Open);
-    // A second change keeps the time of the first.
-    gate.close(one, of(&[(7, 100), (8, 100)]), now + ms(9));
-    assert_eq!(gate.pass(one, now + ms(19)), Passage::Until(now + ms(20)));
+    let key = KeySet::One(1);
+    gate.close(one, of(now, &[(7, 100), (8, 100)]));
+    assert_eq!(
+        gate.pass(one, &key, now + ms(1)),
+        Passage::Until(now + ms(20))
+    );
+    let several = KeySet::hashed(vec![1, 2]);
+    let others = KeySet::hashed(vec![2, 3]);
+    let none = KeySet::Empty;
+    for waits in [&several, &KeySet::Unknown] {
+        assert_eq!(gate.pass(one, waits, now), Passage::Until(now + ms(20)));
+    }
+    for goes in [&others, &KeySet::One(2), &none] {
+        assert_eq!(gate.pass(one, goes, now + ms(30)), Passage::Open);
+    }
+    assert_eq!(gate.pass(other, &key, now), Passage::Open);
     gate.settle(one, 7, true);
     gate.settle(one, 8, true);
-    assert_eq!(gate.pass(one, now + ms(1)), Passage::Open);
-    // What is still under way loses its turn to the first that is let through.
-    gate.close(one, of(&[(10, 100)]), now);
-    assert_eq!(gate.pass(one, now + ms(20)), Passage::Open);
-    assert_eq!(gate.resubmit(one, 10, 200), Resubmission::Overtaken);
+    assert!(gate.is_calm());
+    assert_eq!(gate.pass(one, &key, now + ms(1)), Passage::Open);
+    // What is still under way when its time is over loses its turn to the first of its key that is
+    // let through.
+    let mut under_way = of(now, &[(10, 100), (11, 100)]);
+    under_way[1].keys = KeySet::One(2);
+    gate.close(one, under_way);
+    assert_eq!(gate.pass(one, &key, now + ms(20)), Passage::Open);
+    assert_eq!(gate.resubmit(one, 10, 200, now), Resubmission::Overtaken);
+    assert_eq!(gate.resubmit(one, 11, 200, now), Resubmission::Go);
     // And does not get it back when the slot changes hands once more.
-    gate.close(one, of(&[(10, 100), (11, 200)]), now + ms(21));
-    assert_eq!(gate.resubmit(one, 10, 200), Resubmission::Overtaken);
-    assert_eq!(gate.resubmit(one, 11, 200), Resubmission::Go);
-    gate.settle(one, 10, true);
-    gate.settle(one, 11, true);
-    gate.close(one, of(&[]), now);
-    assert_eq!(gate.pass(one, now), Passage::Open, "nobody is under way");
-}
-
-#[test]
-fn t9_c19_redirects_that_lay_unread_while_the_process_stood_still_come_before_new_commands() {
-    let now = start();
-    let mut gate = SlotGate::new(ms(1_000));
-    let one = slot(1);
-    gate.close(one, of(&[(7, 100)]), now);
-    let late = now + ms(3_000);
-    assert_eq!(gate.pass(one, late), Passage::Until(late + ms(100)));
-    assert_eq!(gate.resubmit(one, 7, 200), Resubmission::Go);
-    gate.settle(one, 7, true);
-    assert_eq!(gate.pass(one, late + ms(1)), Passage::Open);
-    // Once: what does not come then has lost its turn.
-    gate.close(one, of(&[(8, 100)]), now);
-    assert_eq!(gate.pass(one, late), Passage::Until(late + ms(100)));
-    assert_eq!(gate.pass(one, late + ms(900)), Passage::Open);
-    assert_eq!(gate.resubmit(one, 8, 200), Resubmission::Overtaken);
-    // And at the next change of hands again.
-    gate.close(one, of(&[(9, 100)]), late);
-    assert!(matches!(
-        gate.pass(one, late + ms(3_000)),
-        Passage::Until(_)
-    ));
+    gate.close(one, of(now, &[(10, 100), (12, 200)]));
+    assert_eq!(gate.resubmit(one, 10, 200, now), Resubmission::Overtaken);
+    assert_eq!(gate.resubmit(one, 12, 200, now), Resubmission::Go);
+    (10..=12).for_each(|command| gate.settle(one, command, true));
+    gate.close(one, of(now, &[]));
+    assert!(gate.is_calm(), "nobody is under way");
 }
 
 #[test]
 fn t9_what_is_redirected_twice_is_not_overtaken_by_what_is_redirected_once() {
-    let now = start();
-    let mut gate = SlotGate::new(ms(20));
+    let (now, mut gate) = (start(), SlotGate::new());
     let one = slot(1);
-    gate.close(one, of(&[(1, 100), (2, 100), (3, 100)]), now);
+    gate.close(one, of(now, &[(1, 100), (2, 100), (3, 100)]));
     (1..=3).for_each(|command| gate.park(one, command));
-    assert_eq!(gate.resubmit(one, 1, 200), Resubmission::Go);
+    assert_eq!(gate.resubmit(one, 1, 200, now), Resubmission::Go);
     // The map says by now that the slot is at 300; the first is still at 200.
-    assert_eq!(gate.resubmit(one, 2, 300), Resubmission::Wait);
     assert_eq!(
-        gate.resubmit(one, 3, 200),
-        Resubmission::Wait,
+        gate.resubmit(one, 2, 300, now),
+        Resubmission::Wait(now + ms(20))
+    );
+    assert_eq!(
+        gate.resubmit(one, 3, 200, now),
+        Resubmission::Wait(now + ms(20)),
         "behind one that waits"
     );
-    assert_eq!(gate.resubmit(one, 1, 300), Resubmission::Go);
+    assert_eq!(gate.resubmit(one, 1, 300, now), Resubmission::Go);
     assert_eq!(
-        gate.resubmit(one, 2, 300),
+        gate.resubmit(one, 2, 300, now),
         Resubmission::Go,
         "they are on one connection"
     );
     gate.settle(one, 1, true);
     gate.settle(one, 2, true);
-    assert_eq!(gate.resubmit(one, 3, 200), Resubmission::Go);
+    assert_eq!(gate.resubmit(one, 3, 200, now), Resubmission::Go);
     assert_eq!(
-        gate.resubmit(one, 4, 200),
+        gate.resubmit(one, 4, 200, now),
         Resubmission::Overtaken,
         "it was not under way"
     );
 }
 
 #[test]
-fn t9_what_a_later_command_of_its_key_has_overtaken_is_not_sent_again() {
-    let now = start();
-    let mut gate = SlotGate::new(ms(20));
+fn t9_what_a_later_command_of_its_keys_has_overtaken_is_not_sent_again_and_nothing_else_is_lost() {
+    let (now, mut gate) = (start(), SlotGate::new());
     let one = slot(1);
-    let mut under_way = of(&[(1, 100), (2, 100), (3, 100), (4, 100)]);
-    under_way[1].key = Some(2);
-    under_way[2].key = None;
-    gate.close(one, under_way, now);
-    // Redirected; and the last, behind it on the old connection, may find the slot back.
-    (1..=3).for_each(|command| gate.park(one, command));
-    assert_eq!(gate.resubmit(one, 1, 200), Resubmission::Wait);
-    assert_eq!(gate.resubmit(one, 2, 300), Resubmission::Go, "another key");
+    let mut under_way = of(now, &[(1, 100), (2, 100), (3, 100), (4, 100), (5, 100)]);
+    under_way[1].keys = KeySet::One(2);
+    under_way[2].keys = KeySet::hashed(vec![2, 1]);
+    under_way[3].keys = KeySet::hashed(vec![2, 3]);
+    gate.close(one, under_way);
+    // Redirected; and the last, behind them on the old connection, may find the slot back.
+    (1..=4).for_each(|command| gate.park(one, command));
     assert_eq!(
-        gate.resubmit(one, 3, 200),
-        Resubmission::Wait,
-        "it has both keys"
+        gate.resubmit(one, 1, 200, now),
+        Resubmission::Wait(now + ms(20))
     );
-    gate.settle(one, 4, true);
-    assert_eq!(gate.resubmit(one, 1, 100), Resubmission::Overtaken);
-    assert_eq!(gate.resubmit(one, 3, 100), Resubmission::Overtaken);
-    assert_eq!(gate.resubmit(one, 2, 100), Resubmission::Go);
+    assert_eq!(
+        gate.resubmit(one, 2, 300, now),
+        Resubmission::Go,
+        "another key"
+    );
+    assert_eq!(
+        gate.resubmit(one, 3, 200, now),
+        Resubmission::Wait(now + ms(20))
+    );
+    gate.settle(one, 5, true);
+    assert_eq!(gate.resubmit(one, 1, 100, now), Resubmission::Overtaken);
+    assert_eq!(gate.resubmit(one, 3, 100, now), Resubmission::Overtaken);
+    assert_eq!(gate.resubmit(one, 2, 100, now), Resubmission::Go);
+    assert_eq!(
+        gate.resubmit(one, 4, 100, now),
+        Resubmission::Go,
+        "other keys"
+    );
     // One that ended without running has overtaken nobody.
-    gate.close(one, of(&[(7, 100), (8, 100)]), now);
+    gate.close(one, of(now, &[(7, 100), (8, 100)]));
     gate.settle(one, 8, false);
-    assert_eq!(gate.resubmit(one, 7, 100), Resubmission::Go);
+    assert_eq!(gate.resubmit(one, 7, 100, now), Resubmission::Go);
+}
+
+#[test]
+fn t9_one_that_is_forgotten_holds_up_those_to_be_sent_again_until_its_deadline() {
+    let (now, mut gate) = (start(), SlotGate::new());
+    let one = slot(1);
+    let mut under_way = of(now, &[(1, 100), (2, 100)]);
+    under_way[1].until += ms(20);
+    gate.close(one, under_way);
+    (1..=2).for_each(|command| gate.park(one, command));
+    let until = now + ms(20);
+    assert_eq!(gate.resubmit(one, 2, 200, now), Resubmission::Wait(until));
+    assert_eq!(gate.resubmit(one, 2, 200, until), Resubmission::Go);
+    assert_eq!(gate.resubmit(one, 1, 200, until), Resubmission::Overtaken);
+}
+
+#[test]
+fn t8_t9_what_is_left_of_a_pipeline_keeps_its_order_with_its_own_keys_only() {
+    let (now, mut gate) = (start(), SlotGate::new());
+    let one = slot(1);
+    let mut under_way = of(now, &[(1, 100), (2, 100), (3, 100)]);
+    under_way[1].keys = KeySet::hashed(vec![1, 2]);
+    gate.close(one, under_way);
+    gate.park(one, 1);
+    // Its first command was answered, its second is to be sent again.
+    gate.narrow(one, 2, &KeySet::One(2));
+    assert_eq!(gate.resubmit(one, 1, 200, now), Resubmission::Overtaken);
+    gate.settle(one, 3, true);
+    assert_eq!(gate.pass(one, &KeySet::One(1), now), Passage::Open);
+    assert!(matches!(
+        gate.pass(one, &KeySet::One(2), now),
+        Passage::Until(_)
+    ));
+    assert_eq!(gate.resubmit(one, 2, 200, now), Resubmission::Go);
+    // Of what nobody knows the keys of, all may still be to come.
+    gate.narrow(one, 2, &KeySet::Unknown);
+    assert!(matches!(
+        gate.pass(one, &KeySet::One(1), now),
+        Passage::Until(_)
+    ));
 }
 
 /// The true history of a cluster: at each step a slot is taken over by a node, whose epoch
@@ -883,22 +929,30 @@ proptest! {
 
 #[test]
 fn t9_what_was_redirected_waits_for_later_ones_that_may_run_where_the_slot_has_come_back() {
-    let now = start();
-    let mut gate = SlotGate::new(ms(20));
+    let (now, mut gate) = (start(), SlotGate::new());
     let slot = slot(1);
-    gate.close(slot, of(&[(7, 100), (8, 100)]), now);
+    gate.close(slot, of(now, &[(7, 100), (8, 100)]));
     gate.park(slot, 7);
     // By way of another node it comes back to the one at which the later is.
-    assert_eq!(gate.resubmit(slot, 7, 200), Resubmission::Wait);
-    assert_eq!(gate.resubmit(slot, 7, 100), Resubmission::Wait);
-    let mut ran = SlotGate::new(ms(20));
-    ran.close(slot, of(&[(7, 100), (8, 100)]), now);
+    assert_eq!(
+        gate.resubmit(slot, 7, 200, now),
+        Resubmission::Wait(now + ms(20))
+    );
+    assert_eq!(
+        gate.resubmit(slot, 7, 100, now),
+        Resubmission::Wait(now + ms(20))
+    );
+    let mut ran = SlotGate::new();
+    ran.close(slot, of(now, &[(7, 100), (8, 100)]));
     ran.park(slot, 7);
     ran.settle(slot, 8, true);
-    assert_eq!(ran.resubmit(slot, 7, 100), Resubmission::Overtaken);
+    assert_eq!(ran.resubmit(slot, 7, 100, now), Resubmission::Overtaken);
     // Or it is redirected too.
     gate.park(slot, 8);
-    assert_eq!(gate.resubmit(slot, 8, 200), Resubmission::Wait);
-    assert_eq!(gate.resubmit(slot, 7, 200), Resubmission::Go);
-    assert_eq!(gate.resubmit(slot, 8, 200), Resubmission::Go);
+    assert_eq!(
+        gate.resubmit(slot, 8, 200, now),
+        Resubmission::Wait(now + ms(20))
+    );
+    assert_eq!(gate.resubmit(slot, 7, 200, now), Resubmission::Go);
+    assert_eq!(gate.resubmit(slot, 8, 200, now), Resubmission::Go);
 }

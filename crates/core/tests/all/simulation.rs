@@ -58,6 +58,8 @@ enum Ended {
 #[derive(Clone, Debug)]
 struct Made {
     key: u32,
+    /// Another key that it has, of the same slot.
+    other: Option<u32>,
     kind: Kind,
     submitted: u64,
     /// How it ended, and when.
@@ -81,35 +83,41 @@ fn check_data(made: &[Made], data: &[u32]) -> Result<(), String> {
             .push(op);
     }
     for (key, ops) in last_of_key {
-        let mut behind: Vec<u32> = Vec::new();
-        for (at, &op) in ops.iter().enumerate() {
-            let command = &made[op as usize];
-            let again = ops[at + 1..].contains(&op);
-            if again && command.kind == Kind::Incr {
-                return Err(format!("applied twice: {op} of key {key}"));
-            }
-            if let Some((ended @ (Ended::NotSent | Ended::Rejected), _)) = command.ended {
-                return Err(format!("{ended:?} and applied: {op} of key {key}"));
-            }
-            if again {
-                continue;
-            }
-            for &earlier in &behind {
-                let other = &made[earlier as usize];
-                let both_done = [command, other]
-                    .iter()
-                    .all(|command| matches!(command.ended, Some((Ended::Done, _))));
-                if both_done && op < earlier {
-                    return Err(format!("out of order: {op} behind {earlier} of key {key}"));
-                }
-                if command.ended.is_some_and(|(_, at)| at < other.submitted) {
-                    return Err(format!(
-                        "from the grave: {op} behind {earlier} of key {key}"
-                    ));
-                }
-            }
-            behind.push(op);
+        check_key(made, key, &ops)?;
+    }
+    Ok(())
+}
+
+/// The same of what was written to one key.
+fn check_key(made: &[Made], key: u32, ops: &[u32]) -> Result<(), String> {
+    let mut behind: Vec<u32> = Vec::new();
+    for (at, &op) in ops.iter().enumerate() {
+        let command = &made[op as usize];
+        let again = ops[at + 1..].contains(&op);
+        if again && command.kind == Kind::Incr {
+            return Err(format!("applied twice: {op} of key {key}"));
         }
+        if let Some((ended @ (Ended::NotSent | Ended::Rejected), _)) = command.ended {
+            return Err(format!("{ended:?} and applied: {op} of key {key}"));
+        }
+        if again {
+            continue;
+        }
+        for &earlier in &behind {
+            let other = &made[earlier as usize];
+            let both_done = [command, other]
+                .iter()
+                .all(|command| matches!(command.ended, Some((Ended::Done, _))));
+            if both_done && op < earlier {
+                return Err(format!("out of order: {op} behind {earlier} of key {key}"));
+            }
+            if command.ended.is_some_and(|(_, at)| at < other.submitted) {
+                return Err(format!(
+                    "from the grave: {op} behind {earlier} of key {key}"
+                ));
+            }
+        }
+        behind.push(op);
     }
     Ok(())
 }

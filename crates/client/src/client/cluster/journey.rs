@@ -13,7 +13,7 @@ use steadfast_core::conn::Reply;
 use steadfast_core::node::NodeId;
 use steadfast_core::policy::Deadline;
 use steadfast_core::redirect::{MAX_HOPS, Redirect, Routing, is_try_again_for_script};
-use steadfast_core::slot::Slot;
+use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::topology::Trigger;
 
 use super::node::{Node, may_go_on};
@@ -116,7 +116,7 @@ enum Attempted {
 pub(super) struct Journey<'a> {
     cluster: &'a Cluster,
     slot: Slot,
-    key: Option<u64>,
+    keys: KeySet,
     payload: Payload<'a>,
     /// The payload for the next attempt, once some of its time is over.
     rest: Option<OwnPayload>,
@@ -133,8 +133,8 @@ pub(super) struct Journey<'a> {
     hops: u32,
     pauses: u32,
     waits: u32,
-    /// Whether an earlier attempt may have run.
-    unknown: bool,
+    /// How much is known of its earlier attempts.
+    so_far: Certainty,
     suspicion: Suspicion,
     /// Whether its last attempt was redirected.
     redirected: bool,
@@ -162,7 +162,7 @@ impl Cluster {
     /// A command, transaction or script whose keys have one slot.
     pub(super) async fn follow(
         &self,
-        place: (Slot, Option<u64>),
+        place: (Slot, KeySet),
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,
@@ -176,13 +176,13 @@ impl Cluster {
     pub(super) async fn follow_after(
         &self,
         suspicion: Suspicion,
-        (slot, key): (Slot, Option<u64>),
+        (slot, keys): (Slot, KeySet),
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
-        let mut journey = self.journey((slot, key), payload, plan, options, limits);
+        let mut journey = self.journey((slot, keys), payload, plan, options, limits);
         journey.suspicion = suspicion;
         journey.finish().await
     }
@@ -190,7 +190,7 @@ impl Cluster {
     /// The same, within limits that are known.
     pub(super) fn journey<'a>(
         &'a self,
-        (slot, key): (Slot, Option<u64>),
+        (slot, keys): (Slot, KeySet),
         payload: Payload<'a>,
         plan: Plan,
         options: &'a CallOptions,
@@ -199,7 +199,7 @@ impl Cluster {
         Journey {
             cluster: self,
             slot,
-            key,
+            keys,
             payload,
             rest: None,
             apart: plan.blocking.is_some() || options.acknowledged_by.is_some(),
@@ -212,7 +212,7 @@ impl Cluster {
             hops: 0,
             pauses: 0,
             waits: 0,
-            unknown: false,
+            so_far: Certainty::NotSent,
             suspicion: Suspicion::default(),
             redirected: false,
             abandoned_at: Vec::new(),
@@ -230,7 +230,7 @@ impl<'a> Journey<'a> {
     }
 }
 
-impl Journey<'_> {
+impl<'a> Journey<'a> {
     pub(super) async fn finish(self) -> Result<Reply, Error> {
         let limits = self.limits;
         self.run().await.map_err(|error| match error.kind() {
@@ -251,45 +251,14 @@ impl Journey<'_> {
         let mut begins = true;
         loop {
             let (node, sent, attempted) = match self.begun.take() {
-                Some(begun) => {
-                    self.places = Some(begun.places);
-                    self.suspicion = begun.suspicion;
-                    let attempted = Attempted::Ended(Err(begun.error), begun.before);
-                    (begun.node, begun.sent, attempted)
-                }
-                None => {
-                    self.stand_in_line();
-                    let reached = match self.cluster.found(self.slot, &aim) {
-                        Ok(Some(node)) => Ok(node),
-                        _ => {
-                            begins = false;
-                            let reach = self.cluster.reach(self.slot, &aim, &self.limits);
-                            Box::pin(reach).await
-                        }
-                    };
-                    let node = match (reached, &mut last) {
-                        (Ok(node), _) => node,
-                        (Err(error), None) => return Err(error.at_best(self.unknown)),
-                        (Err(_), Some(error)) => return Err(error.clone()),
-                    };
-                    if let Some(error) = last.take_if(|_| self.abandoned_at.contains(&node.id)) {
-                        // The one that was given up there could run after it.
-                        return Err(error);
-                    }
-                    let sent = match std::mem::take(&mut begins) {
-                        true => self.limits.started,
-                        false => clock::now(),
-                    };
-                    let attempted = self.attempt(&node, &aim, sent).await;
-                    (node, sent, attempted)
-                }
+                Some(begun) => self.take_up(begun),
+                None => self.go_to(&aim, &mut begins, &mut last).await?,
             };
             let (result, before) = match attempted {
                 Attempted::Ended(result, before) => (result, before),
-                Attempted::Never(error) => return Err(error.at_best(self.unknown)),
+                Attempted::Never(error) => return Err(error.at_least(self.so_far)),
                 Attempted::Elsewhere if clock::now() >= self.limits.deadline => {
-                    let error = self.limits.timed_out(Certainty::NotSent);
-                    return Err(error.at_best(self.unknown));
+                    return Err(self.limits.timed_out(self.so_far));
                 }
                 Attempted::Elsewhere => {
                     aim = Aim::Owner;
@@ -313,7 +282,7 @@ impl Journey<'_> {
                 {
                     self.has_run();
                 }
-                return Err(node.blame(error).at_best(self.unknown));
+                return Err(node.blame(error).at_least(self.so_far));
             };
             self.redirected = matches!(routing, Some(Routing::Moved(_) | Routing::Ask(_)));
             self.pointed = match &routing {
@@ -325,27 +294,95 @@ impl Journey<'_> {
             let error = match routing {
                 Some(routing) if routing.follows() => {
                     // Its words may be those of a script that has run.
-                    self.unknown |= self.is_of_script(&error);
+                    if self.is_of_script(&error) {
+                        self.so_far = Certainty::Unknown;
+                    }
                     error.proven_rejected()
                 }
                 _ => error,
             };
-            let unknown = before || error.certainty() == Certainty::Unknown;
-            self.unknown |= unknown;
-            // What has an answer of the server was sent behind the fence of those before.
-            if unknown
-                && self.effect() != Effect::Read
-                && !matches!(error.kind(), ErrorKind::Server(_))
-                && !self.cluster.settings().repeat_without_fence
-            {
-                self.abandoned_at.push(node.id.clone());
-            }
+            self.note(&node, &error, before);
             begins = false;
             aim = match Box::pin(self.goes_on(next)).await {
                 Some(aim) => aim,
-                None => return Err(node.blame(error).at_best(self.unknown)),
+                None => return Err(node.blame(error).at_least(self.so_far)),
             };
-            last = Some(error.at_best(self.unknown));
+            last = Some(error.at_least(self.so_far));
+        }
+    }
+
+    /// Goes on after an attempt that was made together with others.
+    fn take_up(&mut self, begun: Begun<'a>) -> (Arc<Node>, Instant, Attempted) {
+        self.places = Some(begun.places);
+        self.suspicion = begun.suspicion;
+        let attempted = Attempted::Ended(Err(begun.error), begun.before);
+        (begun.node, begun.sent, attempted)
+    }
+
+    /// Makes an attempt at the node that it goes to, once that is known. Returns besides which it
+    /// was, and when.
+    ///
+    /// # Errors
+    /// No attempt is made any more; the `last` one has failed so, if there was any.
+    async fn go_to(
+        &mut self,
+        aim: &Aim,
+        begins: &mut bool,
+        last: &mut Option<Error>,
+    ) -> Result<(Arc<Node>, Instant, Attempted), Error> {
+        self.stand_in_line();
+        let reached = match self.cluster.found(self.slot, aim) {
+            Ok(Some(node)) => Ok(node),
+            _ => {
+                *begins = false;
+                let reach = self.cluster.reach(self.slot, aim, &self.limits);
+                Box::pin(reach).await
+            }
+        };
+        let node = match (reached, last.take()) {
+            (Ok(node), Some(error)) if self.abandoned_at.contains(&node.id) => {
+                // The one that was given up there could run after it.
+                return Err(error);
+            }
+            (Ok(node), error) => {
+                *last = error;
+                node
+            }
+            (Err(error), None) => return Err(error.at_least(self.so_far)),
+            (Err(_), Some(error)) => return Err(error),
+        };
+        let sent = match std::mem::take(begins) {
+            true => self.limits.started,
+            false => clock::now(),
+        };
+        let attempted = self.attempt(&node, aim, sent).await;
+        Ok((node, sent, attempted))
+    }
+
+    /// Notes what is known of an attempt that has failed so at this node, and goes on.
+    fn note(&mut self, node: &Node, error: &Error, before: bool) {
+        let unknown = before || error.certainty() == Certainty::Unknown;
+        let known = match unknown {
+            true => Certainty::Unknown,
+            false => error.certainty(),
+        };
+        self.so_far = self.so_far.max(known);
+        // What has an answer of the server was sent behind the fence of those before.
+        if unknown
+            && self.effect() != Effect::Read
+            && !matches!(error.kind(), ErrorKind::Server(_))
+            && !self.cluster.settings().repeat_without_fence
+        {
+            self.abandoned_at.push(node.id.clone());
+        }
+    }
+
+    fn entry(&self, node: u16) -> Entry {
+        Entry {
+            slot: self.slot,
+            keys: self.keys.clone(),
+            node,
+            until: self.limits.deadline,
         }
     }
 
@@ -358,13 +395,8 @@ impl Journey<'_> {
         }
         let until = cluster.waits_until(self.slot, &Aim::Owner, &self.limits);
         if clock::now() < until {
-            let entry = Entry {
-                slot: self.slot,
-                key: self.key,
-                node: NOBODY,
-            };
-            let entries = SmallVec::from_buf([entry]);
-            self.places = Some(cluster.order.stand_in_line(entries, until));
+            let entries = SmallVec::from_buf([self.entry(NOBODY)]);
+            self.places = Some(cluster.order.stand_in_line(entries));
             self.line = None;
             self.in_turn = true;
         }
@@ -386,28 +418,28 @@ impl Journey<'_> {
         let payload = self.rest.as_ref().map_or(self.payload, OwnPayload::payload);
         let times = limits.of_attempt(self.hops + self.pauses + self.waits);
         let before = self.suspicion;
+        let entry = self.entry(node.number);
+        // After a pause there may be no time left: what is sent then is of unknown outcome.
+        if times.1.is_zero() {
+            return Attempted::Never(limits.timed_out(Certainty::NotSent));
+        }
         let mut attempt = pin!(node.attempt_after(payload, plan, self.options, times, before));
         let polled = match &mut self.places {
             None if self.apart => Poll::Pending,
             None => {
-                let entries = SmallVec::from_buf([Entry {
-                    slot,
-                    key: self.key,
-                    node: node.number,
-                }]);
+                let entries = SmallVec::from_buf([entry]);
                 let stands =
                     || cluster.routes.owner(slot) == Some(node.number) && !node.is_retired();
-                let times = (sent, limits.deadline);
                 let line = &mut self.line;
                 let entered = cluster
                     .order
-                    .enter(entries, times, stands, line, attempt.as_mut());
+                    .enter(entries, sent, stands, line, attempt.as_mut());
                 match entered.await {
                     Entered::Sent(entered, polled) => {
                         self.places = Some(entered);
                         polled
                     }
-                    Entered::Waited => return Attempted::Elsewhere,
+                    Entered::Waited | Entered::Divided(_) => return Attempted::Elsewhere,
                     Entered::NoRoom => return Attempted::Never(no_room()),
                 }
             }
@@ -416,12 +448,13 @@ impl Journey<'_> {
                 let goes = [(slot, node.number)];
                 match places.again(&goes, limits.deadline, attempt.as_mut()).await {
                     Again::Sent(polled) => polled,
-                    Again::Overtaken => {
-                        let error = Error::new(ErrorKind::Overtaken, Certainty::Rejected);
+                    // Of its own all that may be known is told by those before.
+                    Again::Overtaken(_) => {
+                        let error = Error::new(ErrorKind::Overtaken, Certainty::NotSent);
                         return Attempted::Never(error);
                     }
-                    Again::TimedOut => {
-                        return Attempted::Never(limits.timed_out(Certainty::Rejected));
+                    Again::TimedOut | Again::Divided(_) => {
+                        return Attempted::Never(limits.timed_out(Certainty::NotSent));
                     }
                 }
             }
@@ -466,7 +499,7 @@ impl Journey<'_> {
                 let until = until.min(deadline);
                 // Before the wait, or whoever comes meanwhile would go ahead of it.
                 if let Some(places) = &self.places {
-                    places.hold(self.slot, until);
+                    places.hold(self.slot);
                 }
                 let pause = pause_before_trying_again(self.waits);
                 self.waits += 1;
@@ -480,7 +513,7 @@ impl Journey<'_> {
                     return None;
                 }
                 if !read {
-                    cluster.order.close(self.slot, clock::now());
+                    cluster.order.close(self.slot);
                 }
                 let _room = cluster.order.room()?;
                 clock::sleep(pause).await;
@@ -491,7 +524,7 @@ impl Journey<'_> {
         // Of reads of several keys that wait for a migration, nobody waits for their turn.
         self.in_turn = !(read && self.pauses > 0);
         if self.in_turn {
-            cluster.order.close(self.slot, clock::now());
+            cluster.order.close(self.slot);
         } else if let Some(places) = &mut self.places {
             places.stand_aside(|_| true);
         }
@@ -567,7 +600,7 @@ impl Journey<'_> {
         {
             // Of a module's command, of which the server knows another argument for the key.
             self.slot = redirect.slot;
-            self.key = None;
+            self.keys = KeySet::Unknown;
             self.places = None;
             self.line = None;
         }

@@ -89,20 +89,9 @@ impl Node {
     /// itself what it may: the result is that of its last try, as certain as that one by itself,
     /// and besides comes whether an earlier one may have run. A redirect proves that nothing of the
     /// last has run, and is followed, whatever is known of those before it.
-    pub(super) async fn attempt_apart(
-        &self,
-        payload: Payload<'_>,
-        plan: Plan,
-        options: &CallOptions,
-        times: (Instant, Duration),
-    ) -> (Result<Reply, Error>, bool) {
-        let tried = self.attempt_after(payload, plan, options, times, Suspicion::default());
-        let (result, before, _) = tried.await;
-        (result, before)
-    }
-
-    /// The same, of a call at which connections to other nodes may have ended: what is suspected of
-    /// it goes with it, and comes back with the result.
+    ///
+    /// Connections to other nodes may have ended at the call: what is suspected of it goes with it,
+    /// and comes back with the result.
     pub(super) async fn attempt_after(
         &self,
         payload: Payload<'_>,

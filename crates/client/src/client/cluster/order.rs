@@ -2,38 +2,32 @@
 //!
 //! Commands of one key keep their order because they take the same connection. When a slot moves,
 //! some of them are under way at the old owner and come back redirected, one after the other, while
-//! newer ones would go to the new owner at once. So the commands under way are known by slot, and
-//! with the first that is redirected the gate of its slot closes: see
-//! [`SlotGate`](steadfast_core::topology::SlotGate), whose rules these are.
+//! newer ones would go to the new owner at once. So the commands under way are known by slot, with
+//! their keys, and with the first that is redirected the gate of its slot closes: see
+//! [`SlotGate`](steadfast_core::topology::SlotGate), whose rules these are. Only commands that share
+//! a key wait for one another.
 //!
 //! A command gets its number and is handed to its node under one lock, so that the numbers of a
 //! slot's commands tell their true order; and under the same lock its slot gets another owner, so
 //! that no command goes where its slot was a moment before. That costs a call two short locks that
 //! it shares with one slot in 256.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use steadfast_core::slot::Slot;
+use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::topology::{Passage, Resubmission, SlotGate, UnderWay};
 use tokio::sync::Notify;
 
 use crate::clock;
-
-/// The longest time that new commands of a slot wait for those that are under way as it changes
-/// hands. Where all nodes are well that takes a round trip; a busy machine may take longer, and one
-/// that is let through before has those fail that it overtakes. Those under way have deadlines, and
-/// end with a node that is taken out of service.
-const WAIT: Duration = Duration::from_secs(1);
-
-/// Until when those wait at most who have others before them: these tell them before.
-const FAR: Duration = Duration::from_secs(60);
 
 const STRIPES: usize = 256;
 
@@ -74,7 +68,10 @@ struct Stripe {
 #[derive(Debug)]
 struct Waiter {
     slot: Slot,
+    keys: KeySet,
     number: u64,
+    /// Its deadline: after that it keeps nobody waiting.
+    until: Instant,
     /// Told when it may be its turn.
     wake: Arc<Notify>,
 }
@@ -84,10 +81,39 @@ struct Waiter {
 #[derive(Debug)]
 pub(super) struct InLine<'a> {
     order: &'a InOrder,
-    slots: SmallVec<[Slot; 1]>,
+    slots: Slots,
     number: u64,
     wake: Arc<Notify>,
     _room: Room<'a>,
+}
+
+impl InLine<'_> {
+    /// Takes its place in the lines of these slots out: from now on it is apart from the others.
+    /// `None` if as many wait as may.
+    pub(super) fn split_off(&mut self, slots: &[Slot]) -> Option<Self> {
+        let room = self.order.room()?;
+        let wake = Arc::new(Notify::new());
+        self.slots.retain(|slot| !slots.contains(slot));
+        for slot in slots {
+            let mut stripe = self.order.stripe(*slot).lock();
+            let is_it = |one: &&mut Waiter| one.number == self.number && one.slot == *slot;
+            if let Some(one) = stripe.line.iter_mut().find(is_it) {
+                one.wake = Arc::clone(&wake);
+            }
+        }
+        Some(Self {
+            order: self.order,
+            slots: Slots::from_slice(slots),
+            number: self.number,
+            wake,
+            _room: room,
+        })
+    }
+
+    /// Returns whether it waits for none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
 }
 
 impl Drop for InLine<'_> {
@@ -96,31 +122,42 @@ impl Drop for InLine<'_> {
             let mut stripe = self.order.stripe(*slot).lock();
             let line = &mut stripe.line;
             let is_it = |one: &Waiter| one.number == self.number && one.slot == *slot;
-            if let Some(at) = line.iter().position(is_it) {
-                line.remove(at);
+            let left = line.iter().position(is_it).and_then(|at| line.remove(at));
+            if let Some(left) = left {
+                stripe.wake(*slot, &left.keys);
             }
-            stripe.wake_next(*slot);
         }
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct UnderWayIn {
     command: u64,
     entry: Entry,
 }
 
 /// A command's part in the order of one slot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) slot: Slot,
-    /// The hash of its key, if it has one only.
-    pub(super) key: Option<u64>,
+    /// Its keys in that slot.
+    pub(super) keys: KeySet,
     /// The node that it is on.
     pub(super) node: u16,
+    /// Its deadline: after that it keeps nobody waiting.
+    pub(super) until: Instant,
 }
 
+pub(super) type Slots = SmallVec<[Slot; 1]>;
 type Entries = SmallVec<[Entry; 1]>;
+/// The reason why a command cannot be sent again yet, or not at all.
+enum Turned {
+    /// It is not its turn in these slots, in one of them until then at most.
+    Waits(Slots, Instant),
+    /// In these later ones of its keys have run.
+    Overtaken(Slots),
+}
+
 type Locks<'a> = SmallVec<[(usize, MutexGuard<'a, Stripe>); 1]>;
 
 /// A command's places in the order of its slots, until it is dropped.
@@ -139,24 +176,33 @@ pub(super) enum Entered<'a, T> {
     /// A slot of it changes hands, or has, since it was looked where it goes: it is to be looked
     /// again.
     Waited,
+    /// These slots of it change hands, and others do not: what belongs to those is to be sent by
+    /// itself. Nothing was.
+    Divided(Slots),
     /// A slot of it changes hands, and as many calls wait for theirs as may.
     NoRoom,
 }
 
 /// The reason why a new command cannot be sent yet.
 enum Halted {
-    /// A slot of it changes hands, until then at most; or others wait for that, who came before.
-    Until(Instant),
+    /// These slots of it change hands, until then at most; or others wait for that, who came
+    /// before.
+    At(Slots, Instant),
     /// The nodes are not those any more that the slots belong to.
     Elsewhere,
+    /// As many calls wait as may.
+    NoRoom,
 }
 
 /// The outcome of a command that was to be sent again.
 pub(super) enum Again<T> {
     /// The command was sent, and has ended at once, or not.
     Sent(Poll<T>),
-    /// Later ones of its key have run.
-    Overtaken,
+    /// In these slots later ones of its keys have run.
+    Overtaken(Slots),
+    /// It is not its turn yet in these slots, and it is in others: what belongs to those is to be
+    /// sent by itself. Nothing was.
+    Divided(Slots),
     /// The command's turn did not come in time.
     TimedOut,
 }
@@ -165,7 +211,7 @@ impl InOrder {
     /// Lets so many calls wait at once.
     pub(super) fn new(most: usize) -> Self {
         let stripe = || Stripe {
-            gate: SlotGate::new(WAIT),
+            gate: SlotGate::new(),
             under_way: VecDeque::new(),
             line: VecDeque::new(),
         };
@@ -205,18 +251,23 @@ impl InOrder {
     }
 
     /// Polls `attempt` for the first time, by which it is submitted, and gives it places; unless a
-    /// slot changes hands: then it waits a while, and keeps its place in `line`. Or its nodes are
-    /// not those any more that its slots belong to, as `stands` says while nobody can change that.
+    /// slot changes hands: then it waits for those of its keys, and keeps its place in `line`. Or
+    /// its nodes are not those any more that its slots belong to, as `stands` says while nobody can
+    /// change that.
     pub(super) async fn enter<'a, F: Future>(
         &'a self,
         entries: Entries,
-        (now, deadline): (Instant, Instant),
+        now: Instant,
         stands: impl Fn() -> bool,
         line: &mut Option<InLine<'a>>,
         mut attempt: Pin<&mut F>,
     ) -> Entered<'a, F::Output> {
+        let deadline = entries.iter().map(|entry| entry.until).max();
+        let count = entries.len();
+        let mut entries = Some(entries);
         let tried = std::future::poll_fn(|cx| {
-            Poll::Ready(self.try_enter(&entries, now, &stands, line, cx, attempt.as_mut()))
+            let entries = entries.take().unwrap_or_default();
+            Poll::Ready(self.try_enter(entries, now, &stands, line, cx, attempt.as_mut()))
         });
         match tried.await {
             Ok((places, polled)) => {
@@ -225,12 +276,13 @@ impl InOrder {
                 Entered::Sent(places, polled)
             }
             Err(Halted::Elsewhere) => Entered::Waited,
-            Err(Halted::Until(until)) => {
-                let Some(line) = line else {
-                    return Entered::NoRoom;
-                };
-                let until = until.min(deadline);
-                let _ = clock::timeout_at(until, line.wake.notified()).await;
+            Err(Halted::NoRoom) => Entered::NoRoom,
+            Err(Halted::At(slots, _)) if slots.len() < count => Entered::Divided(slots),
+            Err(Halted::At(_, until)) => {
+                if let Some(line) = line {
+                    let until = deadline.map_or(until, |deadline| deadline.min(until));
+                    let _ = clock::timeout_at(until, line.wake.notified()).await;
+                }
                 Entered::Waited
             }
         }
@@ -238,7 +290,7 @@ impl InOrder {
 
     fn try_enter<'a, F: Future>(
         &'a self,
-        entries: &Entries,
+        entries: Entries,
         now: Instant,
         stands: &impl Fn() -> bool,
         line: &mut Option<InLine<'a>>,
@@ -250,16 +302,26 @@ impl InOrder {
             return Err(Halted::Elsewhere);
         }
         let number = line.as_ref().map_or(u64::MAX, |line| line.number);
-        for entry in entries {
+        let mut halted: Option<Instant> = None;
+        let mut at = Slots::new();
+        for entry in &entries {
             let stripe = locked(&mut locks, entry.slot);
-            if let Some(until) = stripe.halts(entry.slot, number, now) {
-                if line.is_none() {
-                    *line = self.line_up(entries, &mut locks);
-                }
-                return Err(Halted::Until(until));
+            if let Some(until) = stripe.halts(entry, number, now) {
+                halted = Some(halted.map_or(until, |first| first.min(until)));
+                at.push(entry.slot);
             }
         }
-        Ok(self.submit(entries.clone(), locks, cx, attempt))
+        let Some(until) = halted else {
+            return Ok(self.submit(entries, locks, cx, attempt));
+        };
+        if line.is_none() {
+            let waiting = entries.iter().filter(|entry| at.contains(&entry.slot));
+            *line = self.line_up(waiting, &mut locks);
+        }
+        match line {
+            Some(_) => Err(Halted::At(at, until)),
+            None => Err(Halted::NoRoom),
+        }
     }
 
     /// The same of the parts of a command that go to one node as one request, which `attempt`
@@ -293,7 +355,7 @@ impl InOrder {
         let mut halted = Vec::new();
         for (number, entry) in entries.iter().enumerate() {
             let stripe = locked(&mut locks, entry.slot);
-            if !stands(entry.slot) || stripe.halts(entry.slot, u64::MAX, now).is_some() {
+            if !stands(entry.slot) || stripe.halts(entry, u64::MAX, now).is_some() {
                 halted.push(number);
             }
         }
@@ -313,8 +375,8 @@ impl InOrder {
     ) -> (Places<'_>, Poll<F::Output>) {
         let command = self.next.fetch_add(1, Ordering::Relaxed);
         for entry in &entries {
-            let entry = *entry;
             let under_way = &mut locked(&mut locks, entry.slot).under_way;
+            let entry = entry.clone();
             under_way.push_back(UnderWayIn { command, entry });
         }
         let polled = attempt.poll(cx);
@@ -329,15 +391,22 @@ impl InOrder {
     }
 
     /// Gives a new command its place behind all that wait; `None` if as many wait as may.
-    fn line_up<'a>(&'a self, entries: &Entries, locks: &mut Locks<'_>) -> Option<InLine<'a>> {
+    fn line_up<'a, 'e>(
+        &'a self,
+        entries: impl Iterator<Item = &'e Entry>,
+        locks: &mut Locks<'_>,
+    ) -> Option<InLine<'a>> {
         let room = self.room()?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let wake = Arc::new(Notify::new());
-        let slots: SmallVec<[Slot; 1]> = entries.iter().map(|entry| entry.slot).collect();
-        for slot in &slots {
-            locked(locks, *slot).line.push_back(Waiter {
-                slot: *slot,
+        let mut slots = Slots::new();
+        for entry in entries {
+            slots.push(entry.slot);
+            locked(locks, entry.slot).line.push_back(Waiter {
+                slot: entry.slot,
+                keys: entry.keys.clone(),
                 number,
+                until: entry.until,
                 wake: Arc::clone(&wake),
             });
         }
@@ -350,15 +419,16 @@ impl InOrder {
         })
     }
 
-    /// Gives places to a command that waits, until then at most, for somebody to serve its slots.
-    /// It has not been sent, and goes when it is its turn.
-    pub(super) fn stand_in_line(&self, entries: Entries, until: Instant) -> Places<'_> {
+    /// Gives places to a command that waits for somebody to serve its slots. It has not been sent,
+    /// and goes when it is its turn.
+    pub(super) fn stand_in_line(&self, entries: Entries) -> Places<'_> {
         let mut locks = self.lock(entries.iter().map(|entry| entry.slot));
         let command = self.next.fetch_add(1, Ordering::Relaxed);
         for entry in &entries {
-            let (entry, stripe) = (*entry, locked(&mut locks, entry.slot));
+            let (entry, stripe) = (entry.clone(), locked(&mut locks, entry.slot));
+            let keys = entry.keys.clone();
+            stripe.gate.hold(entry.slot, command, keys, entry.until);
             stripe.under_way.push_back(UnderWayIn { command, entry });
-            stripe.gate.hold(entry.slot, command, entry.key, until);
         }
         drop(locks);
         Places {
@@ -370,15 +440,15 @@ impl InOrder {
     }
 
     /// The slot changes hands: closes its gate, if commands of it are under way.
-    pub(super) fn close(&self, slot: Slot, now: Instant) {
-        self.hand_over(slot, now, || {});
+    pub(super) fn close(&self, slot: Slot) {
+        self.hand_over(slot, || {});
     }
 
     /// Closes the gate of a slot, if commands of it are under way, and gives it another owner
     /// before any other command can enter.
-    pub(super) fn hand_over<T>(&self, slot: Slot, now: Instant, change: impl FnOnce() -> T) -> T {
+    pub(super) fn hand_over<T>(&self, slot: Slot, change: impl FnOnce() -> T) -> T {
         let mut stripe = self.stripe(slot).lock();
-        stripe.close(slot, now);
+        stripe.close(slot);
         change()
     }
 
@@ -386,12 +456,29 @@ impl InOrder {
     fn settle(&self, slot: Slot, command: u64, ran: bool) {
         let mut stripe = self.stripe(slot).lock();
         let is_it = |one: &UnderWayIn| one.command == command && one.entry.slot == slot;
-        if let Some(at) = stripe.under_way.iter().position(is_it) {
-            stripe.under_way.remove(at);
-        }
+        let at = stripe.under_way.iter().position(is_it);
+        let ended = at.and_then(|at| stripe.under_way.remove(at));
         if !stripe.gate.is_calm() {
             stripe.gate.settle(slot, command, ran);
-            stripe.wake_next(slot);
+            if let Some(ended) = ended {
+                stripe.wake(slot, &ended.entry.keys);
+            }
+            drop(stripe);
+            self.changed(slot).notify_waiters();
+        }
+    }
+
+    /// A command has run as far as this slot is concerned, but for these of its keys.
+    fn narrow(&self, slot: Slot, command: u64, keys: &KeySet) {
+        let mut stripe = self.stripe(slot).lock();
+        let is_it = |one: &&mut UnderWayIn| one.command == command && one.entry.slot == slot;
+        let one = stripe.under_way.iter_mut().find(is_it);
+        let before = one.map(|one| std::mem::replace(&mut one.entry.keys, keys.clone()));
+        if !stripe.gate.is_calm() {
+            stripe.gate.narrow(slot, command, keys);
+            if let Some(before) = before {
+                stripe.wake(slot, &before);
+            }
             drop(stripe);
             self.changed(slot).notify_waiters();
         }
@@ -399,51 +486,57 @@ impl InOrder {
 }
 
 impl Stripe {
-    /// Returns until when at most a new command of this slot has to wait, if it has to: the slot
-    /// changes hands, or others wait for that who came before the one of this number.
-    fn halts(&mut self, slot: Slot, number: u64, now: Instant) -> Option<Instant> {
-        if self.is_behind(slot, number) {
-            return Some(now + FAR);
+    /// Returns until when at most a new command has to wait for its slot, if it has to: that
+    /// changes hands, or others of its keys wait for that who came before the one of this number.
+    fn halts(&mut self, entry: &Entry, number: u64, now: Instant) -> Option<Instant> {
+        let of_slot = self.line.iter().filter(|one| one.slot == entry.slot);
+        let before = of_slot.take_while(|one| one.number < number);
+        let before = before.filter(|one| now < one.until && one.keys.share(&entry.keys));
+        if let Some(until) = before.map(|one| one.until).max() {
+            return Some(until);
         }
         if self.gate.is_calm() {
             return None;
         }
-        match self.gate.pass(slot, now) {
+        match self.gate.pass(entry.slot, &entry.keys, now) {
             Passage::Until(until) => Some(until),
             Passage::Open => None,
         }
     }
 
-    /// Whether others wait for this slot who came before the one of this number.
-    fn is_behind(&self, slot: Slot, number: u64) -> bool {
-        let mut of_slot = self.line.iter().filter(|one| one.slot == slot);
-        of_slot.next().is_some_and(|first| first.number < number)
-    }
-
-    /// Tells the first that waits for this slot to look again.
-    fn wake_next(&self, slot: Slot) {
-        if let Some(next) = self.line.iter().find(|one| one.slot == slot) {
-            next.wake.notify_one();
+    /// Tells those that wait for this slot, and had to wait for these keys, to look again: of each
+    /// key the first.
+    fn wake(&self, slot: Slot, keys: &KeySet) {
+        // Whoever has a key that an earlier one waits for waits behind that.
+        let (mut ones, mut several) = (HashSet::new(), Vec::<&KeySet>::new());
+        let of_slot = self.line.iter().filter(|one| one.slot == slot);
+        for one in of_slot.filter(|one| one.keys.share(keys)) {
+            let is_behind = several.iter().any(|before| before.share(&one.keys));
+            if !is_behind && !matches!(&one.keys, KeySet::One(key) if ones.contains(key)) {
+                one.wake.notify_one();
+            }
+            match &one.keys {
+                // Nobody behind it is first.
+                KeySet::Unknown => return,
+                KeySet::One(_) if one.keys == *keys => return,
+                KeySet::One(key) => drop(ones.insert(*key)),
+                KeySet::Empty => {}
+                KeySet::Several(_) => several.push(&one.keys),
+            }
         }
     }
 
     /// Closes the gate of a slot, if commands of it are under way.
-    fn close(&mut self, slot: Slot, now: Instant) {
+    fn close(&mut self, slot: Slot) {
         let of_slot = self.under_way.iter().filter(|one| one.entry.slot == slot);
         let of_slot = of_slot.map(|one| UnderWay {
             command: one.command,
             connection: one.entry.node.into(),
-            key: one.entry.key,
+            keys: one.entry.keys.clone(),
+            until: one.entry.until,
         });
-        self.gate.close(slot, of_slot, now);
+        self.gate.close(slot, of_slot);
     }
-}
-
-/// FNV-1a: which of a slot's keys it is.
-pub(super) fn hash_of_key(key: &[u8]) -> u64 {
-    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 fn stripe_of(slot: Slot) -> usize {
@@ -470,10 +563,14 @@ impl Places<'_> {
     ) -> Again<F::Output> {
         let order = self.order;
         self.park(goes);
-        let mut halts = goes.first().map(|(slot, _)| *slot);
+        let mut stripes: SmallVec<[usize; 1]> =
+            goes.iter().map(|(slot, _)| stripe_of(*slot)).collect();
+        stripes.sort_unstable();
+        stripes.dedup();
         loop {
-            // Whatever changes from now on in that stripe is heard of.
-            let changed = halts.map(|slot| (stripe_of(slot), order.changed(slot).notified()));
+            // Whatever changes in them from now on is heard of.
+            let changed = stripes.iter().map(|at| order.changed[*at].notified());
+            let mut changed: FuturesUnordered<_> = changed.collect();
             let tried = std::future::poll_fn(|cx| {
                 Poll::Ready(match self.try_again(goes) {
                     Ok(locks) => {
@@ -484,7 +581,7 @@ impl Places<'_> {
                     Err(why) => Err(why),
                 })
             });
-            let slot = match tried.await {
+            let (waits, until) = match tried.await {
                 Ok(sent) => {
                     // Whoever is to come behind it on this node may.
                     for (slot, _) in goes {
@@ -492,14 +589,15 @@ impl Places<'_> {
                     }
                     return sent;
                 }
-                Err((_, Resubmission::Overtaken)) => return Again::Overtaken,
-                Err((slot, _)) => slot,
+                Err(Turned::Overtaken(slots)) => return Again::Overtaken(slots),
+                Err(Turned::Waits(slots, until)) => (slots, until),
             };
-            halts = Some(slot);
-            if let Some((stripe, changed)) = changed
-                && stripe == stripe_of(slot)
-                && clock::timeout_at(deadline, changed).await.is_none()
-            {
+            if goes.iter().any(|(slot, _)| !waits.contains(slot)) {
+                return Again::Divided(waits);
+            }
+            let until = until.min(deadline);
+            let waited = clock::timeout_at(until, changed.next()).await;
+            if waited.is_none() && until >= deadline {
                 return Again::TimedOut;
             }
         }
@@ -528,33 +626,46 @@ impl Places<'_> {
         });
     }
 
-    /// Keeps its place in the order of this slot while it waits, until then at most, for somebody
-    /// to serve it: nobody is sent ahead of it.
-    pub(super) fn hold(&self, slot: Slot, until: Instant) {
+    /// Keeps its place in the order of this slot while it waits for somebody to serve it: nobody of
+    /// its keys is sent ahead of it.
+    pub(super) fn hold(&self, slot: Slot) {
         let Some(entry) = self.entries.iter().find(|entry| entry.slot == slot) else {
             return;
         };
         let mut stripe = self.order.stripe(slot).lock();
-        stripe.close(slot, clock::now());
-        stripe.gate.hold(slot, self.command, entry.key, until);
+        stripe.close(slot);
+        let keys = entry.keys.clone();
+        stripe.gate.hold(slot, self.command, keys, entry.until);
     }
 
     /// Locks its slots, if it is its turn in all of them.
-    fn try_again(&mut self, goes: &[(Slot, u16)]) -> Result<Locks<'_>, (Slot, Resubmission)> {
+    fn try_again(&mut self, goes: &[(Slot, u16)]) -> Result<Locks<'_>, Turned> {
         let order = self.order;
         let mut locks = order.lock(goes.iter().map(|(slot, _)| *slot));
+        let (mut waits, mut overtaken) = (Slots::new(), Slots::new());
+        let (now, mut first) = (clock::now(), None::<Instant>);
         for (slot, node) in goes {
             let gate = &locked(&mut locks, *slot).gate;
-            match gate.may_resubmit(*slot, self.command, (*node).into()) {
+            match gate.may_resubmit(*slot, self.command, (*node).into(), now) {
                 Resubmission::Go => {}
-                why => return Err((*slot, why)),
+                Resubmission::Wait(until) => {
+                    waits.push(*slot);
+                    first = Some(first.map_or(until, |first| first.min(until)));
+                }
+                Resubmission::Overtaken => overtaken.push(*slot),
             }
+        }
+        if !overtaken.is_empty() {
+            return Err(Turned::Overtaken(overtaken));
+        }
+        if let Some(until) = first {
+            return Err(Turned::Waits(waits, until));
         }
         for (slot, node) in goes {
             let Stripe {
                 gate, under_way, ..
             } = locked(&mut locks, *slot);
-            gate.resubmit(*slot, self.command, (*node).into());
+            gate.resubmit(*slot, self.command, (*node).into(), now);
             let is_it =
                 |one: &&mut UnderWayIn| one.command == self.command && one.entry.slot == *slot;
             if let Some(one) = under_way.iter_mut().find(is_it) {
@@ -564,29 +675,32 @@ impl Places<'_> {
         Ok(locks)
     }
 
-    /// Leaves all slots but these: as far as the others are concerned, the command has run.
-    pub(super) fn leave_all_but(&mut self, stays: impl Fn(Slot) -> bool) {
+    /// Leaves all but these keys, by slot: as far as the others are concerned, the command has run.
+    pub(super) fn leave_all_but(&mut self, stays: impl Fn(Slot) -> Option<KeySet>) {
         let (order, command) = (self.order, self.command);
-        self.entries.retain(|entry| {
-            let stays = stays(entry.slot);
-            if !stays {
-                order.settle(entry.slot, command, true);
+        self.entries.retain(|entry| match stays(entry.slot) {
+            Some(keys) if keys == entry.keys => true,
+            Some(keys) => {
+                order.narrow(entry.slot, command, &keys);
+                entry.keys = keys;
+                true
             }
-            stays
+            None => {
+                order.settle(entry.slot, command, true);
+                false
+            }
         });
     }
 
-    /// Takes the place in one slot out: from now on it is apart from the others.
-    pub(super) fn split_off(&mut self, slot: Slot) -> Self {
-        let is_it = |entry: &Entry| entry.slot == slot;
-        let at = self.entries.iter().position(is_it);
+    /// Takes the places in these slots out: from now on they are apart from the others.
+    pub(super) fn split_off(&mut self, leaves: impl Fn(Slot) -> bool) -> Self {
+        let entries = std::mem::take(&mut self.entries).into_iter();
+        let (left, stay) = entries.partition(|entry| leaves(entry.slot));
+        self.entries = stay;
         Self {
             order: self.order,
             command: self.command,
-            entries: at
-                .map(|at| self.entries.swap_remove(at))
-                .into_iter()
-                .collect(),
+            entries: left,
             ran: false,
         }
     }
@@ -606,194 +720,4 @@ impl Drop for Places<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::ready;
-    use std::pin::pin;
-
-    use super::*;
-
-    /// Takes a place for a command on this node, when its slot lets it.
-    async fn enter(order: &InOrder, node: u16) -> Places<'_> {
-        let entry = Entry {
-            slot: slot(),
-            key: Some(7),
-            node,
-        };
-        let mut line = None;
-        loop {
-            let now = clock::now();
-            let attempt = pin!(ready(()));
-            let entries = Entries::from_slice(&[entry]);
-            match order
-                .enter(entries, (now, now + FAR), || true, &mut line, attempt)
-                .await
-            {
-                Entered::Sent(places, _) => return places,
-                Entered::Waited => {}
-                Entered::NoRoom => panic!("there is room"),
-            }
-        }
-    }
-
-    fn slot() -> Slot {
-        Slot::of_key(b"k")
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn t9_a_new_command_waits_until_those_that_were_redirected_have_run_at_the_new_owner() {
-        let order = InOrder::new(2);
-        let mut first = enter(&order, 1).await;
-        let mut second = enter(&order, 1).await;
-        order.close(slot(), clock::now());
-        let mut third = pin!(enter(&order, 2));
-        assert!(futures_util::poll!(&mut third).is_pending());
-        let deadline = clock::now() + FAR;
-        let goes = [(slot(), 2)];
-        {
-            // The second is told of its redirect first.
-            let early = pin!(ready(()));
-            let mut waits = pin!(second.again(&goes, deadline, early));
-            let waiting = futures_util::poll!(&mut waits);
-            assert!(waiting.is_pending(), "the first may still run there");
-            let attempt = pin!(ready(()));
-            let sent = first.again(&goes, deadline, attempt).await;
-            assert!(matches!(sent, Again::Sent(Poll::Ready(()))));
-            first.ran();
-            drop(first);
-            assert!(matches!(waits.await, Again::Sent(_)));
-            assert!(futures_util::poll!(&mut third).is_pending());
-        }
-        second.ran();
-        drop(second);
-        third.await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn c13_those_that_wait_for_a_gate_pass_it_in_the_order_in_which_they_came() {
-        let order = InOrder::new(3);
-        let first = enter(&order, 1).await;
-        order.close(slot(), clock::now());
-        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(enter(&order, 2))).collect();
-        for waits in &mut waiting {
-            assert!(futures_util::poll!(waits).is_pending());
-        }
-        drop(first);
-        let mut newer = pin!(enter(&order, 2));
-        for waits in waiting.iter_mut().skip(1) {
-            assert!(futures_util::poll!(waits).is_pending());
-        }
-        for waits in &mut waiting {
-            assert!(futures_util::poll!(waits).is_ready());
-        }
-        assert!(futures_util::poll!(&mut newer).is_ready(), "nobody waits");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn t9_a_command_whose_slot_gets_another_owner_while_it_is_on_its_way_is_not_sent() {
-        let order = InOrder::new(2);
-        let owner = std::cell::Cell::new(1);
-        let found = owner.get();
-        // Nothing is under way, so the gate has nobody to wait for.
-        order.hand_over(slot(), clock::now(), || owner.set(2));
-        let entry = Entry {
-            slot: slot(),
-            key: Some(7),
-            node: found,
-        };
-        let sent = std::cell::Cell::new(false);
-        let attempt = pin!(async { sent.set(true) });
-        let times = (clock::now(), clock::now() + FAR);
-        let stands = || owner.get() == found;
-        let entries = Entries::from_slice(&[entry]);
-        let mut line = None;
-        let entered = order
-            .enter(entries, times, stands, &mut line, attempt)
-            .await;
-        assert!(matches!(entered, Entered::Waited) && !sent.get());
-    }
-
-    #[test]
-    fn t31_no_more_calls_wait_for_their_slots_than_may() {
-        let order = InOrder::new(2);
-        let (first, second) = (order.room(), order.room());
-        assert!(first.is_some() && second.is_some() && order.room().is_none());
-        drop(first);
-        assert!(order.room().is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn t9_t32_those_that_wait_to_be_served_keep_their_places_however_long_that_takes() {
-        let order = InOrder::new(2);
-        let (mut first, mut second) = (enter(&order, 1).await, enter(&order, 1).await);
-        let until = clock::now() + FAR / 2;
-        second.hold(slot(), until);
-        first.hold(slot(), until);
-        let mut third = pin!(enter(&order, 1));
-        assert!(futures_util::poll!(&mut third).is_pending());
-        // A view comes, and after it more time than slots take to change hands.
-        order.close(slot(), clock::now());
-        clock::sleep(WAIT * 3).await;
-        assert!(futures_util::poll!(&mut third).is_pending());
-        let deadline = clock::now() + FAR;
-        let goes = [(slot(), 1)];
-        {
-            // At the same node, and yet not ahead of the first.
-            let early = pin!(ready(()));
-            let mut waits = pin!(second.again(&goes, deadline, early));
-            assert!(futures_util::poll!(&mut waits).is_pending());
-            let sent = first.again(&goes, deadline, pin!(ready(()))).await;
-            assert!(matches!(sent, Again::Sent(_)));
-            assert!(matches!(waits.await, Again::Sent(_)));
-        }
-        for mut place in [first, second] {
-            assert!(futures_util::poll!(&mut third).is_pending());
-            place.ran();
-        }
-        third.await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn c13_those_that_wait_for_a_first_owner_are_sent_in_the_order_in_which_they_came() {
-        let order = InOrder::new(2);
-        let entry = Entry {
-            slot: slot(),
-            key: Some(7),
-            node: NOBODY,
-        };
-        let deadline = clock::now() + FAR;
-        let mut lined: Vec<_> = (0..3)
-            .map(|_| order.stand_in_line(Entries::from_slice(&[entry]), deadline))
-            .collect();
-        let goes = [(slot(), 1)];
-        let mut later = pin!(enter(&order, 1));
-        assert!(futures_util::poll!(&mut later).is_pending());
-        let sent = std::cell::RefCell::new(Vec::new());
-        let sends = lined.iter_mut().enumerate().rev();
-        let sends = sends.map(|(number, places)| {
-            let (sent, goes) = (&sent, &goes);
-            async move {
-                let attempt = pin!(async { sent.borrow_mut().push(number) });
-                places.again(goes, deadline, attempt).await
-            }
-        });
-        let ended = futures_util::future::join_all(sends).await;
-        assert!(ended.iter().all(|again| matches!(again, Again::Sent(_))));
-        assert_eq!(*sent.borrow(), [0, 1, 2]);
-        assert!(futures_util::poll!(&mut later).is_pending());
-        drop(lined);
-        later.await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn t9_one_that_was_let_through_after_the_wait_overtakes_for_good_and_says_so() {
-        let order = InOrder::new(2);
-        let mut first = enter(&order, 1).await;
-        order.close(slot(), clock::now());
-        // The wait has an end.
-        let _third = enter(&order, 2).await;
-        let attempt = pin!(ready(()));
-        let deadline = clock::now() + FAR;
-        let again = first.again(&[(slot(), 2)], deadline, attempt).await;
-        assert!(matches!(again, Again::Overtaken));
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use redis::{Cmd, ServerError, Value};
-use steadfast_core::command::place::{Joining, Place as Belongs, ServedBy, place_and_key};
+use steadfast_core::command::place::{Joining, Place as Belongs, ServedBy, place_and_keys};
 use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
@@ -19,8 +19,7 @@ use steadfast_core::topology::{MemberIndex, Trigger};
 use super::Cluster;
 use super::journey::Limits;
 use super::node::Node;
-use super::order::hash_of_key;
-use super::together::{Whole, key_of_part};
+use super::together::{Whole, keys_of_part};
 use crate::call::plan::{Payload, Plan, one};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
@@ -44,7 +43,8 @@ impl Cluster {
             Payload::Pipeline(pipeline) if pipeline.is_transaction() => {
                 let slot = split::transaction_slot(pipeline).map_err(indivisible)?;
                 let slot = slot.unwrap_or_else(|| self.any_slot());
-                self.follow((slot, None), payload, plan, options).await
+                let keys = split::transaction_keys(pipeline);
+                self.follow((slot, keys), payload, plan, options).await
             }
             Payload::Pipeline(pipeline) => Box::pin(self.pipeline(pipeline, plan, options)).await,
             // That is what becomes of a call here, and none that is made.
@@ -63,12 +63,12 @@ impl Cluster {
 
     async fn command(&self, cmd: &Cmd, plan: Plan, options: &CallOptions) -> Result<Reply, Error> {
         let payload = Payload::Command(cmd);
-        let (belongs, key) = place_and_key(command::arguments(cmd));
+        let (belongs, keys) = place_and_keys(command::arguments(cmd));
         match belongs {
             Belongs::Slot(slot) => {
                 // Most calls end here: what others need is not carried along.
-                let place = (slot, key.map(hash_of_key));
-                self.follow_or_read(place, payload, plan, options).await
+                self.follow_or_read((slot, keys), payload, plan, options)
+                    .await
             }
             Belongs::Slots(slot, other) => {
                 match split::command(cmd, options.divide_mset).map_err(indivisible) {
@@ -84,7 +84,7 @@ impl Cluster {
             }
             Belongs::AnyPrimary => {
                 let slot = self.any_slot();
-                self.follow((slot, None), payload, plan, options).await
+                self.follow((slot, keys), payload, plan, options).await
             }
             Belongs::AllPrimaries(joining) => {
                 Box::pin(self.everywhere(payload, joining, plan, options)).await
@@ -92,7 +92,7 @@ impl Cluster {
             // What a health check asks: of whichever node.
             Belongs::Refused(ServedBy::Node) if plan.name == "INFO" => {
                 let slot = self.any_slot();
-                self.follow((slot, None), payload, plan, options).await
+                self.follow((slot, keys), payload, plan, options).await
             }
             Belongs::Refused(served_by) => Err(no_place(plan.name, served_by)),
         }
@@ -123,7 +123,7 @@ impl Cluster {
             true => {
                 let parts = split.parts().map(|part| async move {
                     let cmd = part.cmd();
-                    let place = (part.slot(), key_of_part(part));
+                    let place = (part.slot(), keys_of_part(part));
                     let payload = Payload::Command(&cmd);
                     let answer = self.follow_or_read(place, payload, plan.clone(), options);
                     answer.await.and_then(one).map_err(|error| Failed {
@@ -204,7 +204,7 @@ impl Cluster {
         let mut refusals = 0;
         loop {
             let owners = self.owners();
-            // Keys that have gone over to another node would count twice.
+            // KeySet that have gone over to another node would count twice.
             answers.retain(|owner, _| !reads || owners.contains(owner));
             let missing = owners.iter().filter(|owner| !answers.contains_key(owner));
             let missing: Vec<u16> = missing.copied().collect();

@@ -7,14 +7,17 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use redis::{Pipeline, Value};
 use smallvec::SmallVec;
 use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use steadfast_core::node::NodeId;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
-use steadfast_core::slot::Slot;
+use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::split::pipeline::{
     CommandOutcome, NodePart, PipelineFailed, SplitPipeline, Target, Terms,
 };
@@ -24,9 +27,10 @@ use steadfast_core::topology::Trigger;
 use self::outlook::Outlook;
 use super::journey::{Limits, no_room};
 use super::node::Node;
-use super::order::{Again, Entered, Entry, InLine, NOBODY, Places};
+use super::order::{Again, Entered, Entry, InLine, NOBODY, Places, Slots};
 use super::parts::indivisible;
 use super::{Aim, Cluster};
+use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
@@ -44,7 +48,15 @@ struct Answer {
     result: Result<Vec<Value>, Failed<Error>>,
     /// Whether an earlier try at this node may have run.
     before: bool,
+    suspicion: Suspicion,
 }
+
+/// The result of an attempt at a node: its answers, whether an earlier try there may have run, and
+/// which connections have ended at it.
+type Tried = (Result<Vec<Value>, Failed<Error>>, bool, Suspicion);
+
+/// By slot: what is suspected of its commands.
+type Suspicions = BTreeMap<Slot, Suspicion>;
 
 impl Answer {
     /// Whether there is no error in it, which might be a reason to send something again.
@@ -73,6 +85,7 @@ struct Voyage<'a> {
     turns: Turns,
     /// By slot: the nodes at which an attempt that was given up may still run, and how it failed.
     abandoned: BTreeMap<Slot, Vec<(NodeId, Failed<Error>)>>,
+    suspicions: Suspicions,
     rounds: u32,
     hops: u32,
     pauses: u32,
@@ -84,11 +97,24 @@ struct Voyage<'a> {
 /// The parts that are sent at once.
 struct Round {
     parts: Vec<PipelinePart>,
-    /// The slots of its commands, and the nodes that they go to. Reads of several keys that wait
-    /// for a migration take no turn.
-    goes: BTreeSet<(Slot, u16)>,
+    /// The slots of its commands, and the nodes that they go to, with their keys. Reads of several
+    /// keys that wait for a migration take no turn.
+    goes: Vec<((Slot, u16), KeySet)>,
     /// The slots that go where a redirect leads, and not to their owners.
     strays: BTreeSet<Slot>,
+}
+
+impl Round {
+    /// Returns its parts in the order of its slots.
+    fn entries(&self, until: Instant) -> SmallVec<[Entry; 1]> {
+        let entry = |((slot, node), keys): &((Slot, u16), KeySet)| Entry {
+            slot: *slot,
+            keys: keys.clone(),
+            node: *node,
+            until,
+        };
+        self.goes.iter().map(entry).collect()
+    }
 }
 
 /// The pipeline that parts belong to.
@@ -96,8 +122,21 @@ struct Round {
 struct Whole<'a> {
     pipeline: &'a Pipeline,
     split: &'a SplitPipeline<'a, Error>,
+    suspicions: &'a Suspicions,
     plan: &'a Plan,
     options: &'a CallOptions,
+}
+
+impl Whole<'_> {
+    /// Returns what is suspected of any of these commands.
+    fn suspicion_of(&self, units: &[usize]) -> Suspicion {
+        if self.suspicions.is_empty() {
+            return Suspicion::default();
+        }
+        let slots = units.iter().filter_map(|unit| self.split.slot_of(*unit));
+        let suspicions = slots.filter_map(|slot| self.suspicions.get(&slot).copied());
+        suspicions.fold(Suspicion::default(), Suspicion::or)
+    }
 }
 
 /// The result of sending them.
@@ -105,8 +144,19 @@ enum RoundSent {
     Answered(Vec<Vec<Answer>>),
     /// Slots change hands, or have: nothing was sent.
     Elsewhere,
+    /// These slots change hands, and others do not: nothing was sent.
+    Divided(Slots),
+    /// In these slots later commands have run: nothing was sent.
+    Overtaken(Slots),
     /// The commands may not be sent again.
     Never(Error),
+}
+
+/// The way of a pipeline, or of a part of it, until it has ended or parts.
+enum Course<'a> {
+    Ended(SplitPipeline<'a, Error>),
+    /// What waits for its slots goes apart from what does not.
+    Parts(Box<[Voyage<'a>; 2]>),
 }
 
 impl Cluster {
@@ -126,7 +176,7 @@ impl Cluster {
         let unknown: BTreeSet<Slot> = slots().filter(|slot| !is_known(slot)).collect();
         let places = match unknown.is_empty() {
             true => None,
-            false => self.line_up_for_first_view(&slots().collect(), &limits),
+            false => self.line_up_for_first_view(waiting_keys(&split, any), &limits),
         };
         if places.is_some() {
             // A first view is waited for once, and not by each slot.
@@ -158,82 +208,179 @@ impl Cluster {
             line: None,
             turns: Turns::new(),
             abandoned: BTreeMap::new(),
+            suspicions: Suspicions::new(),
             rounds: 0,
             hops: 0,
             pauses: 0,
             waits: 0,
             has_waited: false,
         };
-        voyage.run().await
+        let split = match voyage.run().await {
+            Course::Ended(split) => split,
+            Course::Parts(parts) => Box::pin(Voyage::run_apart(*parts)).await,
+        };
+        split.finish().map(Reply::Many).map_err(failed)
     }
 }
 
-impl Voyage<'_> {
-    async fn run(mut self) -> Result<Reply, Error> {
+impl<'a> Voyage<'a> {
+    /// Runs the parts of a pipeline until all have ended, and joins them.
+    async fn run_apart(parts: [Self; 2]) -> SplitPipeline<'a, Error> {
+        let [first, second] = parts;
+        let any = first.split.emptied();
+        let mut under_way = FuturesUnordered::new();
+        under_way.push(first.run());
+        under_way.push(second.run());
+        let mut whole = any;
+        while let Some(course) = under_way.next().await {
+            match course {
+                Course::Ended(part) => whole.join(part),
+                Course::Parts(parts) => {
+                    let [first, second] = *parts;
+                    under_way.push(first.run());
+                    under_way.push(second.run());
+                }
+            }
+        }
+        whole
+    }
+
+    async fn run(mut self) -> Course<'a> {
         loop {
             let round = self.next_round();
+            if round.parts.is_empty() {
+                break;
+            }
             let sent = clock::now();
-            let answers = match self.send(&round, sent).await {
-                RoundSent::Answered(answers) => answers,
-                RoundSent::Elsewhere if self.limits.deadline <= clock::now() => {
-                    return Err(self.limits.timed_out(Certainty::NotSent));
+            match self.send(&round, sent).await {
+                RoundSent::Answered(answers) => {
+                    if !self.take_in(&round, answers, sent).await {
+                        break;
+                    }
                 }
                 RoundSent::Elsewhere => {
                     // Each command goes to whoever owns its slot now.
-                    self.take_back(&round.parts);
-                    continue;
+                    self.take_back(&round);
+                    if self.limits.deadline <= clock::now() {
+                        let error = self.limits.timed_out(self.of_no_answer());
+                        self.end_in(|_| true, error);
+                        break;
+                    }
+                }
+                RoundSent::Divided(slots) => {
+                    self.take_back(&round);
+                    match self.part_with(&slots) {
+                        Some(waits) => return Course::Parts(Box::new([self, waits])),
+                        None => {
+                            let error = no_room().at_least(self.of_no_answer());
+                            self.end_in(|slot| slots.contains(&slot), error);
+                        }
+                    }
+                }
+                RoundSent::Overtaken(slots) => {
+                    self.take_back(&round);
+                    if let Some(places) = &mut self.places {
+                        places.stand_aside(|slot| slots.contains(&slot));
+                    }
+                    let error = overtaken().of_certainty(self.of_no_answer());
+                    self.end_in(|slot| slots.contains(&slot), error);
                 }
                 RoundSent::Never(error) => {
-                    let certainty = error.certainty();
-                    let failed = Failed { error, certainty };
-                    for part in &round.parts {
-                        let units = part.units();
-                        self.split.record(units, Vec::new(), Some(failed.clone()));
-                    }
+                    self.take_back(&round);
+                    self.end_in(|_| true, error);
                     break;
                 }
-            };
-            if !self.take_in(&round, answers, sent).await {
-                break;
             }
         }
         if let Some(places) = &mut self.places {
             places.ran();
         }
-        self.split.finish().map(Reply::Many).map_err(failed)
+        Course::Ended(self.split)
+    }
+
+    /// Makes parts that were not sent ready to be divided anew.
+    fn take_back(&mut self, round: &Round) {
+        for part in &round.parts {
+            self.split.take_back(part.units());
+        }
+    }
+
+    /// Ends what is to be sent of these slots, and is not after all.
+    fn end_in(&mut self, ends: impl Fn(Slot) -> bool, error: Error) {
+        let (any, certainty) = (self.any, error.certainty());
+        self.split.end(|target| {
+            let error = ends(target.slot.unwrap_or(any)).then(|| error.clone());
+            error.map(|error| Failed { error, certainty })
+        });
+    }
+
+    /// Takes out what waits for these slots: its other commands, and those of others, do not wait
+    /// with it. `None` if as many calls wait as may.
+    fn part_with(&mut self, slots: &Slots) -> Option<Self> {
+        let line = match &mut self.line {
+            Some(line) => Some(line.split_off(slots)?),
+            None => None,
+        };
+        // What waits for others is that, and not this.
+        self.line.take_if(|line| line.is_empty());
+        let leaves = |slot: Slot| slots.contains(&slot);
+        Some(Self {
+            plan: self.plan.clone(),
+            split: self.split.split_off(leaves),
+            places: self.places.as_mut().map(|places| places.split_off(leaves)),
+            line,
+            turns: self.turns.clone(),
+            abandoned: self.abandoned.clone(),
+            suspicions: self.suspicions.clone(),
+            ..*self
+        })
     }
 
     /// Divides what is to be sent by the nodes that it goes to now.
     fn next_round(&mut self) -> Round {
         self.end_where_abandoned();
+        self.leave_what_is_answered();
         let (cluster, turns, any) = (self.cluster, &self.turns, self.any);
-        let (mut goes, mut strays, mut stay) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut goes = Vec::new();
+        let mut strays = BTreeSet::new();
         let parts = self.split.to_send(|target| {
             let node = cluster.node_of(target, any, turns);
             if let Some(slot) = target.slot {
                 let waits = matches!(target.redirect, Some(Routing::TryAgain));
                 if !(waits && target.effect == Effect::Read) {
-                    goes.insert((slot, node.unwrap_or(NOBODY)));
+                    goes.push(((slot, node.unwrap_or(NOBODY)), target.keys.clone()));
                 }
                 if node != cluster.routes.owner(slot) {
                     strays.insert(slot);
                 }
-                stay.insert(slot);
             }
             node
         });
         if let Some(places) = &mut self.places {
-            // Slots of which all is answered hold up nobody.
-            places.leave_all_but(|slot| stay.contains(&slot));
-            // Nor do reads that wait for a migration.
-            let takes_turns: BTreeSet<Slot> = goes.iter().map(|(slot, _)| *slot).collect();
+            // Reads that wait for a migration hold up nobody.
+            let takes_turns: BTreeSet<Slot> = goes.iter().map(|((slot, _), _)| *slot).collect();
             places.stand_aside(|slot| !takes_turns.contains(&slot));
         }
+        goes.sort_by_key(|(goes, _)| *goes);
+        let of_one = goes.chunk_by(|(one, _), (other, _)| one == other);
+        let all = of_one.map(|of_one| {
+            let keys = of_one.iter().map(|(_, keys)| keys);
+            (of_one[0].0, KeySet::all(keys))
+        });
         Round {
+            goes: all.collect(),
             parts,
-            goes,
             strays,
         }
+    }
+
+    /// Leaves the order of what is answered: it holds up nobody.
+    fn leave_what_is_answered(&mut self) {
+        let Some(places) = &mut self.places else {
+            return;
+        };
+        let waiting = waiting_keys(&self.split, self.any);
+        places.leave_all_but(|slot| waiting.get(&slot).cloned());
     }
 
     async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
@@ -242,48 +389,59 @@ impl Voyage<'_> {
         let whole = Whole {
             pipeline: self.pipeline,
             split: &self.split,
+            suspicions: &self.suspicions,
             plan: &self.plan,
             options: self.options,
         };
         let times = limits.of_attempt(self.rounds);
-        let sends = parts
-            .iter()
-            .map(|part| cluster.send_part(part, whole, times));
+        // After a pause there may be no time left: what is sent then is of unknown outcome.
+        if times.1.is_zero() {
+            return RoundSent::Never(limits.timed_out(self.of_no_answer()));
+        }
+        // The slots of what is not served, while other nodes have yet to answer.
+        let unserved = Mutex::new(Vec::new());
+        let sends = parts.iter().map(|part| async {
+            let answers = cluster.send_part(part, whole, times).await;
+            let failed = answers.iter().filter(|answer| !answer.is_final());
+            let units = failed.flat_map(|answer| &answer.units);
+            let slots = units.filter_map(|unit| whole.split.slot_of(*unit));
+            unserved.lock().extend(slots);
+            answers
+        });
         let mut sends = pin!(join_all(sends));
+        // Whoever comes from now on waits for it: one that is served would overtake it.
+        let close = || {
+            let slots = std::mem::take(&mut *unserved.lock());
+            slots.into_iter().for_each(|slot| cluster.order.close(slot));
+        };
         let polled = match &mut self.places {
             None => {
-                let entry = |(slot, node): &(Slot, u16)| Entry {
-                    slot: *slot,
-                    key: None,
-                    node: *node,
-                };
-                let entries = goes.iter().map(entry).collect();
+                let entries = round.entries(limits.deadline);
                 let owner = |slot: Slot| cluster.routes.owner(slot).unwrap_or(NOBODY);
-                let stands = || goes.iter().all(|(slot, node)| owner(*slot) == *node);
-                let times = (sent, limits.deadline);
+                let stands = || goes.iter().all(|((slot, node), _)| owner(*slot) == *node);
                 let line = &mut self.line;
                 let entered = cluster
                     .order
-                    .enter(entries, times, stands, line, sends.as_mut());
+                    .enter(entries, sent, stands, line, sends.as_mut());
                 match entered.await {
                     Entered::Sent(entered, polled) => {
                         self.places = Some(entered);
                         polled
                     }
                     Entered::Waited => return RoundSent::Elsewhere,
+                    Entered::Divided(slots) => return RoundSent::Divided(slots),
                     Entered::NoRoom => return RoundSent::Never(no_room()),
                 }
             }
             Some(places) => {
-                let goes: Vec<(Slot, u16)> = goes.iter().copied().collect();
+                let goes: Vec<(Slot, u16)> = goes.iter().map(|(goes, _)| *goes).collect();
                 for (slot, _) in &goes {
-                    cluster.order.close(*slot, sent);
+                    cluster.order.close(*slot);
                 }
                 match places.again(&goes, limits.deadline, sends.as_mut()).await {
                     Again::Sent(polled) => polled,
-                    Again::Overtaken => {
-                        return RoundSent::Never(overtaken().of_certainty(self.of_no_answer()));
-                    }
+                    Again::Overtaken(slots) => return RoundSent::Overtaken(slots),
+                    Again::Divided(slots) => return RoundSent::Divided(slots),
                     Again::TimedOut => {
                         let error = limits.timed_out(self.of_no_answer());
                         return RoundSent::Never(error);
@@ -293,7 +451,15 @@ impl Voyage<'_> {
         };
         RoundSent::Answered(match polled {
             Poll::Ready(answers) => answers,
-            Poll::Pending => sends.await,
+            Poll::Pending => {
+                close();
+                let answered = std::future::poll_fn(|cx| {
+                    let polled = sends.as_mut().poll(cx);
+                    close();
+                    polled
+                });
+                answered.await
+            }
         })
     }
 
@@ -314,7 +480,9 @@ impl Voyage<'_> {
                 units,
                 result,
                 before,
+                suspicion,
             } = answer;
+            self.suspect(&units, suspicion);
             match result {
                 Ok(values) => {
                     let cluster = self.cluster;
@@ -360,10 +528,8 @@ impl Voyage<'_> {
         let waiting: BTreeSet<Slot> = waiting.map(|slot| slot.unwrap_or(any)).collect();
         // A script may have said so by itself.
         next.unserved.retain(|slot| waiting.contains(slot));
-        if let Some(places) = &mut self.places {
-            // Before the wait: slots of which all is answered hold up nobody.
-            places.leave_all_but(|slot| waiting.contains(&slot));
-        }
+        // Before the wait.
+        self.leave_what_is_answered();
         if let Err(error) = self.wait_before(&next).await {
             let certainty = error.certainty();
             self.split.end(|_| {
@@ -376,6 +542,17 @@ impl Voyage<'_> {
         }
         self.find(next.aims).await;
         true
+    }
+
+    /// Notes which connections have ended at these commands.
+    fn suspect(&mut self, units: &[usize], suspicion: Suspicion) {
+        if suspicion == Suspicion::default() {
+            return;
+        }
+        for unit in units {
+            let of_slot = self.suspicions.entry(self.slot_of(*unit)).or_default();
+            *of_slot = of_slot.or(suspicion);
+        }
     }
 
     /// Notes the scripts that were answered a redirect to the very node that they were asked of. No
@@ -428,22 +605,6 @@ impl Voyage<'_> {
         let found = join_all(aims.into_iter().map(find)).await;
         self.turns = found.into_iter().flatten().collect();
     }
-
-    /// Makes parts that were not sent ready to be divided anew.
-    fn take_back(&mut self, parts: &[PipelinePart]) {
-        for part in parts {
-            let error = overtaken();
-            let certainty = error.certainty();
-            let failed = Failed { error, certainty };
-            self.split.record(part.units(), Vec::new(), Some(failed));
-        }
-        let terms = Terms {
-            follow: true,
-            retry: true,
-            effect: None,
-        };
-        self.split.again(terms, |_| false);
-    }
 }
 
 impl Cluster {
@@ -470,13 +631,15 @@ impl Cluster {
         times: (Instant, Duration),
     ) -> Vec<Answer> {
         let units = part.units();
-        let all = |(result, before)| {
+        let all = |(result, before, suspicion): Tried| {
             vec![Answer {
                 units: units.to_vec(),
                 result,
                 before,
+                suspicion,
             }]
         };
+        let suspicion = whole.suspicion_of(units);
         let node = match part.node.map(|number| self.node(number)) {
             Some(Ok(Some(node))) => node,
             Some(Err(error)) => return all(refused(error)),
@@ -492,7 +655,7 @@ impl Cluster {
         }
         if part.is_whole {
             let payload = Payload::Pipeline(whole.pipeline);
-            let answer = node.attempt_apart(payload, plan.clone(), options, times);
+            let answer = node.attempt_after(payload, plan.clone(), options, times, suspicion);
             return all(Self::values_apart(&node, answer.await));
         }
         let portions = whole.split.portions(units);
@@ -504,8 +667,11 @@ impl Cluster {
             });
             let payload = Payload::Pipeline(&own);
             let answer = match self.planned(payload, options) {
-                Ok(plan) => node.attempt_apart(payload, plan, options, times).await,
-                Err(error) => (Err(error), false),
+                Ok(plan) => {
+                    let answer = node.attempt_after(payload, plan, options, times, suspicion);
+                    answer.await
+                }
+                Err(error) => (Err(error), false, suspicion),
             };
             return all(Self::values_apart(&node, answer));
         }
@@ -514,7 +680,8 @@ impl Cluster {
         let effect = whole.split.effect_of(units);
         let plan = plan.of_portions(&portions, effect, settings.connections);
         let plan = plan.adjusted(options, settings.repeat_only_reads);
-        let answer = node.attempt_apart(Payload::Portions(&portions), plan, options, times);
+        let payload = Payload::Portions(&portions);
+        let answer = node.attempt_after(payload, plan, options, times, suspicion);
         all(Self::values_apart(&node, answer.await))
     }
 
@@ -530,15 +697,17 @@ impl Cluster {
         let commands: Vec<_> = whole.split.portions(units).map(Portion::to_cmd).collect();
         let asks = commands.iter().zip(units).map(|(cmd, unit)| async move {
             let payload = Payload::Command(cmd);
-            let (answer, before) = match self.planned(payload, options) {
+            let suspicion = whole.suspicion_of(&[*unit]);
+            let (answer, before, suspicion) = match self.planned(payload, options) {
                 Ok(plan) => {
                     let plan = Plan {
                         asking: true,
                         ..plan
                     };
-                    node.attempt_apart(payload, plan, options, times).await
+                    let answer = node.attempt_after(payload, plan, options, times, suspicion);
+                    answer.await
                 }
-                Err(error) => (Err(error), false),
+                Err(error) => (Err(error), false, suspicion),
             };
             let answer = match answer {
                 Err(error) => match error.kind() {
@@ -547,11 +716,13 @@ impl Cluster {
                 },
                 answer => answer,
             };
-            let (result, before) = Self::values_apart(node, (answer, before));
+            let tried = (answer, before, suspicion);
+            let (result, before, suspicion) = Self::values_apart(node, tried);
             Answer {
                 units: vec![*unit],
                 result,
                 before,
+                suspicion,
             }
         });
         join_all(asks).await
@@ -561,10 +732,10 @@ impl Cluster {
     /// of them.
     fn values_apart(
         node: &Node,
-        (result, before): (Result<Reply, Error>, bool),
-    ) -> (Result<Vec<Value>, Failed<Error>>, bool) {
+        (result, before, suspicion): (Result<Reply, Error>, bool, Suspicion),
+    ) -> Tried {
         let result = result.map_err(|error| error.at_best(before));
-        (Self::values(node, result), before)
+        (Self::values(node, result), before, suspicion)
     }
 
     /// Takes in the redirects among the answers of a node; true if some are to be tried again after
@@ -629,9 +800,10 @@ impl Cluster {
     }
 }
 
-fn refused(error: Error) -> (Result<Vec<Value>, Failed<Error>>, bool) {
+fn refused(error: Error) -> Tried {
     let certainty = error.certainty();
-    (Err(Failed { error, certainty }), false)
+    let failed = Failed { error, certainty };
+    (Err(failed), false, Suspicion::default())
 }
 
 /// Those of the commands that were redirected.
@@ -648,6 +820,17 @@ fn routing_in(value: &Value) -> Option<Routing> {
         return None;
     };
     Routing::of(error.code(), error.details().unwrap_or_default())
+}
+
+/// Returns the keys of what is to be sent, by slot; what has none is in `any`.
+fn waiting_keys(split: &SplitPipeline<'_, Error>, any: Slot) -> BTreeMap<Slot, KeySet> {
+    let mut waiting = BTreeMap::<Slot, Vec<&KeySet>>::new();
+    for (slot, keys) in split.waiting() {
+        waiting.entry(slot.unwrap_or(any)).or_default().push(keys);
+    }
+    let waiting = waiting.into_iter();
+    let all = waiting.map(|(slot, keys)| (slot, KeySet::all(keys)));
+    all.collect()
 }
 
 fn overtaken() -> Error {

@@ -26,7 +26,7 @@ use redis::{Cmd, Value};
 use steadfast_core::command::{self, Effect, Errors};
 use steadfast_core::conn::Reply;
 use steadfast_core::report::InfoReplication;
-use steadfast_core::slot::Slot;
+use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::topology::MemberIndex;
 use tokio::sync::Notify;
 
@@ -187,7 +187,7 @@ impl Cluster {
     /// owner.
     pub(super) async fn follow_or_read(
         &self,
-        place: (Slot, Option<u64>),
+        place: (Slot, KeySet),
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,

@@ -14,13 +14,13 @@ use futures_util::future::join_all;
 use redis::Value;
 use smallvec::SmallVec;
 use steadfast_core::conn::Reply;
-use steadfast_core::slot::Slot;
+use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::split::{Failed, Part, Portion, SplitCommand, UnexpectedAnswer};
 
 use super::Cluster;
 use super::journey::{Begun, Limits};
 use super::node::Node;
-use super::order::{Entry, Places, hash_of_key};
+use super::order::{Entry, Places};
 use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan, many, one};
 use crate::clock;
@@ -93,8 +93,9 @@ impl Cluster {
             let portions: Vec<Portion<'_>> = parts().map(Portion::Part).collect();
             let entries = parts().map(|part| Entry {
                 slot: part.slot(),
-                key: key_of_part(part),
+                keys: keys_of_part(part),
                 node: node.number,
+                until: whole.limits.deadline,
             });
             let entries = entries.collect();
             let links = self.settings().connections;
@@ -171,7 +172,10 @@ impl Cluster {
                     error,
                     before,
                     suspicion,
-                    places: places.split_off(whole.part(number).slot()),
+                    places: {
+                        let slot = whole.part(number).slot();
+                        places.split_off(|of| of == slot)
+                    },
                 };
                 (number, begun)
             })
@@ -202,7 +206,7 @@ impl Cluster {
     ) -> (usize, Outcome) {
         let part = whole.part(number);
         let cmd = part.cmd();
-        let (place, payload) = ((part.slot(), key_of_part(part)), Payload::Command(&cmd));
+        let (place, payload) = ((part.slot(), keys_of_part(part)), Payload::Command(&cmd));
         let (options, limits) = (whole.options, whole.limits);
         let journey = self.journey(place, payload, whole.plan.clone(), options, limits);
         let ended = Box::pin(journey.begun(begun).finish()).await;
@@ -214,13 +218,9 @@ impl Cluster {
     }
 }
 
-/// The hash of the part's key, if it has one only.
-pub(super) fn key_of_part(part: Part<'_>) -> Option<u64> {
-    let mut arguments = part.arguments().skip(1);
-    arguments
-        .next()
-        .filter(|_| part.keys().len() == 1)
-        .map(hash_of_key)
+/// The part's keys, by their hashes.
+pub(super) fn keys_of_part(part: Part<'_>) -> KeySet {
+    KeySet::of(part.names())
 }
 
 /// The outcome of a part of which nobody has told what became of it.

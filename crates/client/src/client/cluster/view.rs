@@ -43,7 +43,7 @@ impl Cluster {
         // there.
         let routed = self.routes.owner(redirect.slot);
         if owner.map(MemberIndex::number) != routed {
-            self.hand_over([redirect.slot], now);
+            self.hand_over([redirect.slot]);
         }
         if !matches!(moved, Moved::Known(_)) {
             self.trigger(Trigger::Contradiction);
@@ -238,7 +238,7 @@ impl Cluster {
         }
         drop(known);
         let slots = changes.slots.iter().flat_map(|range| range.slots());
-        self.hand_over(slots, now);
+        self.hand_over(slots);
         let known = self.known.lock();
         // Also one that a redirect or an earlier view has replaced while it seemed to be well.
         for node in self.routes.nodes() {
@@ -276,9 +276,9 @@ impl Cluster {
 
     /// Sends new calls for these slots to their new owners. Their gates close with that, or one of
     /// them could come between those that are under way to the old owner.
-    fn hand_over(&self, slots: impl IntoIterator<Item = Slot>, now: Instant) {
+    fn hand_over(&self, slots: impl IntoIterator<Item = Slot>) {
         for slot in slots {
-            self.order.hand_over(slot, now, || {
+            self.order.hand_over(slot, || {
                 // Only now, and under the lock: another view may have come between.
                 let known = self.known.lock();
                 if let Some(owner) = known.topology.owner(slot) {

@@ -95,7 +95,7 @@ impl<E> SplitPipeline<'_, E> {
             State::Failed(failed) => {
                 (retry && failed.certainty != Certainty::Unknown).then_some(Reason::Retries)
             }
-            State::Waiting | State::Sent => None,
+            State::Waiting | State::Sent | State::Elsewhere => None,
         }
     }
 
@@ -220,7 +220,7 @@ impl<E> SplitPipeline<'_, E> {
                 self.redirect(unit, value).is_none() && !self.was_refused_for_now(unit, value)
             }
             // It is on its way, or will be.
-            State::Sent => true,
+            State::Sent | State::Elsewhere => true,
             State::Failed(_) | State::Waiting => false,
         }
     }

@@ -643,6 +643,7 @@ impl Sim {
         let op = self.made.len() as u32;
         self.made.push(Made {
             key: self.rng.u32(..KEYS),
+            other: None,
             kind,
             submitted: self.now,
             ended: None,

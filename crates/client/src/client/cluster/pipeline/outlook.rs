@@ -1,7 +1,7 @@
 //! The way on of a pipeline after a round: what goes to another node, what waits for a primary, and
 //! what ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 
 use futures_util::StreamExt;
@@ -9,7 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use redis::{ServerError, Value};
 use steadfast_core::command::Effect;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
-use steadfast_core::slot::Slot;
+use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::split::Failed;
 use steadfast_core::topology::Trigger;
 
@@ -41,23 +41,24 @@ impl Cluster {
     /// they are sent in the order in which they came.
     pub(super) fn line_up_for_first_view(
         &self,
-        slots: &BTreeSet<Slot>,
+        keys: BTreeMap<Slot, KeySet>,
         limits: &Limits,
     ) -> Option<Places<'_>> {
         let is_known = |slot: &Slot| self.routes.owner(*slot).is_some();
-        if slots.iter().any(is_known) {
+        if keys.keys().any(is_known) {
             return None;
         }
-        let untils = slots
-            .iter()
+        let untils = keys
+            .keys()
             .map(|slot| self.waits_until(*slot, &Aim::Owner, limits));
-        let until = untils.max().filter(|until| clock::now() < *until)?;
-        let entries = slots.iter().map(|slot| Entry {
-            slot: *slot,
-            key: None,
+        untils.max().filter(|until| clock::now() < *until)?;
+        let entries = keys.into_iter().map(|(slot, keys)| Entry {
+            slot,
+            keys,
             node: NOBODY,
+            until: limits.deadline,
         });
-        Some(self.order.stand_in_line(entries.collect(), until))
+        Some(self.order.stand_in_line(entries.collect()))
     }
 }
 
@@ -80,7 +81,14 @@ impl Voyage<'_> {
         let (mut stay, mut left) = (Vec::new(), BTreeSet::new());
         for unit in units {
             let slot = self.slot_of(*unit);
-            if self.leaves(node, slot, &failed, round) {
+            // It would end the connections to one node after another.
+            let is_poison = self
+                .suspicions
+                .get(&slot)
+                .is_some_and(|one| one.blamed_again);
+            if is_poison {
+                stay.push(*unit);
+            } else if self.leaves(node, slot, &failed, round) {
                 next.aims.entry(slot).or_insert(Some(Aim::Owner));
                 left.insert(slot);
             } else if self.waits(node, slot, &failed) {
@@ -164,7 +172,7 @@ impl Voyage<'_> {
         if let Some(places) = &self.places {
             // Before the wait, or whoever comes meanwhile would go ahead of it.
             for slot in &next.unserved {
-                places.hold(*slot, until);
+                places.hold(*slot);
             }
         }
         if next.pauses {

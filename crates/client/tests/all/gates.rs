@@ -1,0 +1,121 @@
+//! T8, T9: who waits for whom while a slot moves.
+
+use std::pin::pin;
+
+use steadfast::redis::{self, Value};
+use steadfast::{CallOptions, Certainty, Client};
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::Cluster;
+
+use crate::support::{cmd, ms, until};
+
+fn slot(key: &str) -> u16 {
+    Slot::of_key(key.as_bytes()).number()
+}
+
+/// A key of this node.
+async fn key_of(cluster: &Cluster, node: usize, name: &str) -> String {
+    let layout = cluster.layout().await.unwrap();
+    let mut keys = (0..).map(|n| format!("{name}:{n}"));
+    let is_there = |key: &String| layout.owner(slot(key)) == Some(cluster.node(node).id());
+    keys.find(is_there).unwrap()
+}
+
+#[tokio::test]
+async fn t8_t9_while_keys_of_a_slot_are_apart_only_what_shares_a_key_with_who_waits_for_them_waits()
+{
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(60_000)).connect().await.unwrap();
+    let (key, elsewhere) = (
+        key_of(&cluster, 0, "key").await,
+        key_of(&cluster, 1, "other").await,
+    );
+    let slots = [slot(&key)];
+    let keys = ["a", "b", "c", "d"].map(|name| format!("{{{key}}}{name}"));
+    for key in &keys {
+        client.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
+    }
+    cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    cluster.move_keys(&slots, 0, 1, 1).await.unwrap();
+    let mut gone = Vec::new();
+    let mut here = Vec::new();
+    for key in &keys {
+        match cluster.node(0).command(&["GET", key]).await {
+            Ok(_) => here.push(key.clone()),
+            Err(_) => gone.push(key.clone()),
+        }
+    }
+    let ([gone], [one, two, three]) = (&gone[..], &here[..]) else {
+        panic!("{gone:?} have gone, {here:?} have not");
+    };
+
+    // One that cannot be served while its keys are apart, and behind it those of one of its keys.
+    let both = cmd(&format!("MSET {gone} 1 {one} 1"));
+    let mut both = pin!(client.send(&both));
+    assert!(futures_util::poll!(&mut both).is_pending());
+    let tries = client.status().cluster.unwrap().redirects;
+    let tried = async {
+        until("it was tried again", || {
+            client.status().cluster.unwrap().redirects > tries + 3
+        })
+        .await;
+    };
+    tokio::select! {
+        _ = &mut both => panic!("its keys are apart"),
+        () = tried => {}
+    }
+    let behind = cmd(&format!("APPEND {one} 2"));
+    let mut behind = pin!(client.send(&behind));
+    let mut pipe = redis::pipe();
+    pipe.append(one, 3).append(two, 1).append(&elsewhere, 1);
+    let mut piped = pin!(client.send_pipeline(&pipe));
+    let last = cmd(&format!("APPEND {elsewhere} 2"));
+    let others = async {
+        let text = |text: &str| Value::BulkString(text.into());
+        // Of other keys, of that slot too: nobody waits.
+        let get = cmd(&format!("GET {three}"));
+        assert_eq!(client.send(&get).await.unwrap(), text("0"));
+        assert_eq!(client.send(&last).await.unwrap(), Value::Int(2));
+        let get = cmd(&format!("GET {elsewhere}"));
+        assert_eq!(client.send(&get).await.unwrap(), text("12"));
+        // For longer than slots take to change hands.
+        tokio::time::sleep(ms(1_500)).await;
+        client.send(&cmd(&format!("SET {three} 4"))).await.unwrap();
+    };
+    tokio::select! {
+        biased;
+        _ = &mut both => panic!("its keys are apart"),
+        _ = &mut behind => panic!("it has overtaken the one before"),
+        _ = &mut piped => panic!("it has overtaken the ones before"),
+        () = others => {}
+    }
+
+    cluster.move_keys(&slots, 0, 1, 10).await.unwrap();
+    cluster.end_migration(&slots, 0, 1).await.unwrap();
+    let (both, behind, piped) = tokio::join!(both, behind, piped);
+    both.unwrap();
+    assert_eq!(behind.unwrap(), Value::Int(2));
+    assert_eq!(
+        piped.unwrap(),
+        [Value::Int(3), Value::Int(2), Value::Int(1)]
+    );
+    let get = client.send(&cmd(&format!("GET {one}"))).await.unwrap();
+    assert_eq!(get, Value::BulkString("123".into()));
+}
+
+#[tokio::test]
+async fn t9_c2_a_call_that_was_never_sent_says_so_though_its_turn_is_lost() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(60_000)).build().unwrap();
+    let hasty = client.with(CallOptions::new().deadline(ms(1_000)));
+    let push = cmd("RPUSH list 1");
+    // It waits for the first view, and nobody asks for it when that has come.
+    let mut first = pin!(hasty.send(&push));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let later = client.send(&cmd("RPUSH list 2")).await.unwrap();
+    assert_eq!(later, Value::Int(1));
+    let error = first.await.unwrap_err();
+    assert_eq!(error.certainty(), Certainty::NotSent, "{error}");
+}
