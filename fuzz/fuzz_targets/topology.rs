@@ -12,7 +12,7 @@ use steadfast_core::report::{
     ClusterInfo, ClusterReport, MonitoredPrimary, PeerSentinel, ReportedNode, ReportedRole,
 };
 use steadfast_core::sentinel::{CouncilConfig, SentinelCouncil, Term, Testimony};
-use steadfast_core::slot::{SLOTS, Slot, SlotRange};
+use steadfast_core::slot::{KeySet, SLOTS, Slot, SlotRange};
 use steadfast_core::topology::{
     DiscoveryGate, DiscoveryGateConfig, Explained, Passage, SlotGate, Topology, Trigger, UnderWay,
     View,
@@ -25,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
     let at = |name: u8| Endpoint::new(&format!("h{}", name % 40), 1 + u16::from(name % 3));
     let mut council = SentinelCouncil::new((0..3).map(at), CouncilConfig::default());
     let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, now);
-    let mut slots = SlotGate::new(Duration::from_millis(20));
+    let mut slots = SlotGate::new();
     let mut last = (Term(0), 0);
     for step in data.chunks_exact(8) {
         let [kind, a, b, c, d, e, f, g] = *step else {
@@ -107,15 +107,17 @@ fuzz_target!(|data: &[u8]| {
                         let under_way = (0..command).map(|command| UnderWay {
                             command,
                             connection: link,
-                            key: (f % 5 > 0).then_some(command % 3),
+                            keys: keys(f.wrapping_add(command as u8)),
+                            until: now + Duration::from_millis(20),
                         });
-                        slots.close(slot, under_way, now);
+                        slots.close(slot, under_way);
                     }
-                    1 => drop(slots.resubmit(slot, command, link)),
+                    1 => drop(slots.resubmit(slot, command, link, now)),
                     2 => slots.settle(slot, command, f % 2 == 0),
+                    3 => slots.narrow(slot, command, &keys(f)),
                     _ => {}
                 }
-                if let Passage::Until(until) = slots.pass(slot, now) {
+                if let Passage::Until(until) = slots.pass(slot, &keys(g), now) {
                     assert!(until > now && until <= now + Duration::from_millis(20));
                 }
             }
@@ -197,5 +199,14 @@ fn view(step: &[u8], asked: Instant, heard: Instant) -> View {
             my_epoch: 0,
             slots_assigned: SLOTS,
         }),
+    }
+}
+
+fn keys(number: u8) -> KeySet {
+    match number % 7 {
+        0 => KeySet::Unknown,
+        1 => KeySet::Empty,
+        key @ 2..=4 => KeySet::One(key.into()),
+        key => KeySet::hashed(vec![2, key.into()]),
     }
 }
