@@ -75,7 +75,7 @@ impl SubmitQueue {
     /// Looks whether anybody serves the queue, and keeps its deadlines if nobody does. `seen` is
     /// what [`Inner::attended`] was at the last look. A call is ended only if its caller was seen
     /// to run meanwhile, or what stands still may be the program as a whole.
-    fn look_after(&self, seen: &mut u64, now: Instant) {
+    pub(super) fn look_after(&self, seen: &mut u64, now: Instant) {
         let mut queue = self.lock();
         if std::mem::replace(seen, queue.attended) != queue.attended {
             return;

@@ -1,3 +1,9 @@
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use steadfast_core::conn::Watch;
+use steadfast_core::resp::Limits;
+
 use super::*;
 use crate::clock;
 use crate::wire::identity::Identity;
@@ -334,6 +340,83 @@ fn a_transaction_that_was_refused_or_never_sent_has_begun_nothing() {
     queue.set_gate(down());
     assert!(multi().is_err());
     assert!(fences_at_once());
+}
+
+/// Waits until it has ended, which the thread beside all runtimes sees to.
+async fn ended(pending: Pending) -> Ended {
+    let ended = tokio::time::timeout(Duration::from_secs(60), pending);
+    ended.await.expect("its deadline is kept")
+}
+
+#[tokio::test]
+async fn c19_where_nobody_serves_the_queue_its_deadlines_are_kept_all_the_same() {
+    let queue = Arc::new(SubmitQueue::new(BOUNDS));
+    queue.watch();
+    let multi = vec![(0, TxStep::Multi)];
+    let transaction = queue
+        .submit_transition(multi, submission(Duration::ZERO), |out: &mut Vec<u8>| {
+            out.len()
+        })
+        .expect("it waits");
+    queue.command(DriverCommand::Fence(identity()));
+    let _patient = submit(&queue, 1, 60 * BOUND).expect("it waits");
+    let gone = ended(transaction.pending).await;
+    assert!(matches!(gone, Ended::Unattended(Certainty::NotSent)));
+    assert_eq!(queue.in_flight(), 1, "the other waits still");
+    assert_eq!(queue.take_commands(Backlog::default()).len(), 1, "let go");
+}
+
+#[test]
+fn c19_what_somebody_serves_is_left_to_whoever_serves_it() {
+    let queue = SubmitQueue::new(BOUNDS);
+    let mut pending = submit(&queue, 1, Duration::ZERO).expect("it waits").pending;
+    let mut seen = 0;
+    let mut look = || {
+        queue.look_after(&mut seen, clock::now());
+        // Its caller runs.
+        Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop()))
+    };
+    for _ in 0..3 {
+        queue.park(Waker::noop(), Backlog::default(), Left::Some);
+        assert!(look().is_pending());
+        queue.take_commands(Backlog::default());
+        assert!(look().is_pending());
+    }
+    assert!(look().is_pending(), "it is only woken");
+    assert!(matches!(
+        look(),
+        Poll::Ready(Ended::Unattended(Certainty::NotSent))
+    ));
+}
+
+#[tokio::test]
+async fn c19_where_nobody_drives_the_connection_its_deadlines_are_kept_all_the_same() {
+    let queue = Arc::new(SubmitQueue::new(BOUNDS));
+    queue.watch();
+    let watch = Watch {
+        doubtful: BOUND,
+        response_idle_timeout: BOUND,
+        heartbeat: BOUND,
+    };
+    let now = clock::now();
+    let mut conn = Conn::new(watch, Limits::default(), now);
+    let begun = submit(&queue, 10, Duration::ZERO).expect("it waits");
+    let _patient = submit(&queue, 10, 60 * BOUND).expect("it waits");
+    let unwritten = submit(&queue, 10, Duration::ZERO).expect("it waits");
+    conn.submit(&mut take_all(&queue), now);
+    conn.transmitted(20);
+    *queue.serving.lock() = Some(conn);
+    for (pending, certainty) in [
+        (begun.pending, Certainty::Unknown),
+        (unwritten.pending, Certainty::NotSent),
+    ] {
+        let Ended::Unattended(known) = ended(pending).await else {
+            panic!("nobody attends to it");
+        };
+        assert_eq!(known, certainty);
+    }
+    let conn = queue.serving.lock().take().expect("it is there still");
+    assert_eq!((conn.awaiting(), conn.unsent()), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
