@@ -1,0 +1,224 @@
+//! Of a driver alone, in virtual time, before a server that says what the test wants.
+
+use std::future::Future;
+
+use futures_util::FutureExt;
+use redis::Value;
+use steadfast_core::conn::Reply;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::*;
+use crate::settings::Settings;
+use crate::target::Target;
+use crate::wire::queue::{DriverCommand, Submission, Submitted};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_millis(10);
+
+struct Rig {
+    shared: Arc<Shared>,
+    queue: Arc<SubmitQueue>,
+    server: DuplexStream,
+    driver: Pin<Box<dyn Future<Output = Finished>>>,
+    /// What is told of the connection.
+    signals: mpsc::UnboundedReceiver<Signal>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::of_link(Some(0))
+    }
+
+    fn of_link(link: Option<usize>) -> Self {
+        let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+        let shared = Shared::new(settings, clock::now()).expect("good settings");
+        let queue = Arc::clone(&shared.links[0].queue);
+        let (ours, server) = tokio::io::duplex(64 << 10);
+        let (told, signals) = mpsc::unbounded_channel();
+        let watch = Watch {
+            doubtful: 2 * SECOND,
+            response_idle_timeout: 4 * SECOND,
+            heartbeat: SECOND,
+        };
+        let stream = Stream::Memory(ours);
+        let shared = Arc::new(shared);
+        let of_all = Arc::clone(&shared);
+        let driver = Driver::new(of_all, Arc::clone(&queue), link, stream, watch, told, None);
+        Self {
+            shared,
+            queue,
+            server,
+            driver: Box::pin(driver.run()),
+            signals,
+        }
+    }
+
+    /// Has the driver do all that there is to do; the end, if it is one.
+    async fn turn(&mut self) -> Option<Finished> {
+        for _ in 0..20 {
+            if let Poll::Ready(finished) = futures_util::poll!(&mut self.driver) {
+                return Some(finished);
+            }
+            tokio::task::yield_now().await;
+        }
+        None
+    }
+
+    /// Lets time pass, in which the driver has its turns.
+    async fn pass(&mut self, time: Duration) -> Option<Finished> {
+        let until = clock::now() + time;
+        while clock::now() < until {
+            tokio::time::advance(MOMENT).await;
+            if let Some(finished) = self.turn().await {
+                return Some(finished);
+            }
+        }
+        None
+    }
+
+    fn submit(&self, command: &str, limit: Duration) -> Submitted {
+        let now = clock::now();
+        let submission = Submission {
+            replies: 1,
+            started: now,
+            deadline: now + limit,
+            now,
+            seq: None,
+            only_fenced: false,
+            read_only: false,
+            apart: false,
+        };
+        let submitted = self.queue.submit(submission, |out: &mut Vec<u8>| {
+            out.extend_from_slice(command.as_bytes());
+            out.len()
+        });
+        submitted.expect("there is room")
+    }
+
+    async fn say(&mut self, bytes: &str) {
+        let said = self.server.write_all(bytes.as_bytes()).await;
+        said.expect("there is room");
+    }
+
+    /// Returns what has been sent to the server since this was last asked.
+    async fn heard(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let _ = self.server.read_buf(&mut bytes).now_or_never();
+        String::from_utf8(bytes).expect("it is text")
+    }
+}
+
+#[track_caller]
+fn ended(submitted: Submitted) -> Ended {
+    submitted.pending.now_or_never().expect("it has ended")
+}
+
+#[tokio::test(start_paused = true)]
+async fn c19_what_waited_to_be_taken_while_this_process_stood_still_says_nothing_of_the_server() {
+    let mut rig = Rig::new();
+    rig.turn().await;
+    let waited = [SECOND * 2, SECOND * 9].map(|limit| rig.submit("x", limit));
+    // The timer is due after a second.
+    tokio::time::advance(SECOND * 3 / 2).await;
+    rig.turn().await;
+    assert_eq!(rig.heard().await, "xx");
+    rig.pass(SECOND).await;
+    rig.say("+late\r\n+OK\r\n").await;
+    rig.turn().await;
+    let later = [SECOND / 2, SECOND].map(|limit| rig.submit("y", limit));
+    rig.turn().await;
+    rig.pass(SECOND * 3 / 4).await;
+    rig.say("+late\r\n+OK\r\n").await;
+    rig.turn().await;
+    for ([expired, answered], counts) in [(waited, false), (later, true)] {
+        let Ended::Expired { certainty, fair } = ended(expired) else {
+            panic!("its time was up");
+        };
+        assert_eq!((certainty, fair), (Certainty::Unknown, counts));
+        let Ended::Answered { reply, fair, .. } = ended(answered) else {
+            panic!("it was answered");
+        };
+        assert_eq!((reply, fair), (Reply::One(Value::Okay), counts));
+    }
+    assert!(rig.signals.try_recv().is_err(), "nor is it silent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c10_good_replies_are_counted_now_and_then_and_all_of_them_at_the_end() {
+    let mut rig = Rig::new();
+    let mut answered = 0;
+    let told = |rig: &Rig| {
+        rig.shared
+            .answered
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    // The last says nothing good of the server.
+    for replies in ["+OK\r\n", "+OK\r\n-ERR it is wrong\r\n", "-LOADING\r\n"] {
+        let count = replies.matches("\r\n").count();
+        let asked: Vec<_> = (0..count).map(|_| rig.submit("x", SECOND)).collect();
+        rig.turn().await;
+        rig.say(replies).await;
+        rig.pass(SECOND / 5).await;
+        asked.into_iter().for_each(|one| drop(ended(one)));
+        answered += replies.matches('+').count() + replies.matches("ERR").count();
+        assert_eq!(told(&rig), answered as u64, "{replies:?}");
+    }
+    let _asked = rig.submit("x", SECOND);
+    rig.turn().await;
+    rig.say("+OK\r\n").await;
+    rig.turn().await;
+    assert_eq!(told(&rig), answered as u64, "it was told a moment ago");
+    rig.queue.command(DriverCommand::Abandon("over".into()));
+    let finished = rig.turn().await.expect("it is told to end");
+    assert_eq!(&*finished.cause, "over");
+    assert!(finished.ordered && !finished.blames);
+    assert_eq!(told(&rig), answered as u64 + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_were_answered_together_may_ask_again_before_the_driver_parks() {
+    struct Woken(std::sync::atomic::AtomicBool);
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    for (together, yields) in [(1, false), (2, true), (3, true)] {
+        let mut rig = Rig::new();
+        let _asked: Vec<_> = (0..together).map(|_| rig.submit("x", SECOND)).collect();
+        rig.turn().await;
+        rig.say(&"+OK\r\n".repeat(together)).await;
+        let woken = Arc::new(Woken(false.into()));
+        let waker = std::task::Waker::from(Arc::clone(&woken));
+        let polled = rig.driver.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        let woke_itself = woken.0.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(woke_itself, yields, "{together}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c19_each_request_of_a_driver_that_is_dropped_is_told_what_is_known_of_it() {
+    for link in [Some(0), None] {
+        let mut rig = Rig::of_link(link);
+        let written = rig.submit("x", SECOND);
+        // More than the socket takes.
+        let begun = rig.submit(&"x".repeat(100_000), SECOND);
+        rig.turn().await;
+        rig.driver = Box::pin(std::future::pending());
+        for (request, known) in [(written, Certainty::Unknown), (begun, Certainty::NotSent)] {
+            let Ended::Lost {
+                certainty, cause, ..
+            } = ended(request)
+            else {
+                panic!("its connection is lost");
+            };
+            assert_eq!(certainty, known);
+            assert!(cause.contains("runtime"), "{cause}");
+        }
+        assert_eq!(rig.queue.in_flight(), 0);
+        // Nobody comes after on a connection of one caller.
+        let ends = matches!(rig.queue.gate(), Gate::Ended(_));
+        assert_eq!(ends, link.is_none());
+    }
+}
