@@ -222,3 +222,68 @@ async fn c19_each_request_of_a_driver_that_is_dropped_is_told_what_is_known_of_i
         assert_eq!(ends, link.is_none());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn c12_while_the_socket_takes_no_more_what_nobody_waits_for_is_taken_out() {
+    let mut rig = Rig::new();
+    // More than the socket takes.
+    let begun = rig.submit(&"x".repeat(100_000), SECOND);
+    let [first, second, third] = [(); 3].map(|()| rig.submit("y", SECOND));
+    rig.turn().await;
+    assert_eq!(rig.queue.in_flight(), 4);
+    drop((begun, first));
+    rig.pass(MOMENT).await;
+    assert_eq!(rig.queue.in_flight(), 3, "what was begun stays");
+    drop(second);
+    rig.turn().await;
+    assert_eq!(rig.queue.in_flight(), 3, "that was looked for a moment ago");
+    rig.pass(MOMENT).await;
+    assert_eq!(rig.queue.in_flight(), 2);
+    while rig.heard().await.len() > 1 {
+        rig.turn().await;
+    }
+    rig.say("+OK\r\n+OK\r\n").await;
+    rig.turn().await;
+    assert!(matches!(ended(third), Ended::Answered { .. }));
+    assert_eq!(rig.queue.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c7_the_end_of_a_silence_says_how_many_of_unknown_outcome_were_given_up_meanwhile() {
+    let mut rig = Rig::new();
+    let begun = clock::now();
+    let [_hasty, _counted] = [3, 5].map(|seconds| rig.submit("x", seconds * SECOND));
+    let patient = rig.submit(&"x".repeat(100_000), 60 * SECOND);
+    let unwritten = rig.submit("x", 5 * SECOND);
+    rig.turn().await;
+    rig.pass(2 * SECOND).await;
+    assert!(matches!(rig.signals.try_recv(), Ok(Signal::Doubtful)));
+    rig.pass(2 * SECOND).await;
+    let Ok(Signal::Unresponsive {
+        quiet,
+        last,
+        on_its_way,
+    }) = rig.signals.try_recv()
+    else {
+        panic!("it is silent");
+    };
+    assert_eq!((quiet, on_its_way), (4 * SECOND, false));
+    assert_eq!(last, Some(begun + 60 * SECOND));
+    // Whose turn it is was given up before.
+    assert!(matches!(rig.signals.try_recv(), Ok(Signal::Stuck(_))));
+    rig.pass(2 * SECOND).await;
+    let Ended::Expired { certainty, .. } = ended(unwritten) else {
+        panic!("its time was up");
+    };
+    assert_eq!(certainty, Certainty::NotSent);
+    while rig.heard().await.len() > 1 {
+        rig.turn().await;
+    }
+    rig.say("+late\r\n+late\r\n+OK\r\n").await;
+    rig.turn().await;
+    let Ok(Signal::Recovered(quiet, given_up)) = rig.signals.try_recv() else {
+        panic!("it is no longer");
+    };
+    assert_eq!((quiet, given_up), (6 * SECOND, 1));
+    assert!(matches!(ended(patient), Ended::Answered { .. }));
+}
