@@ -212,7 +212,7 @@ impl Flights {
             return Join::Joined(follower);
         }
         let tags = with_those_of(shard.get(key), cargo, tags);
-        let (leader, follower) = self.take_off(key, cargo, tags, world.0, true);
+        let (leader, follower) = self.take_off(now, key, cargo, tags, world.0, true);
         if may_look && !shard.contains_key(key) {
             *leader.flight.led_by.lock() = LedBy::Looking;
             shard.insert(leader.key().clone(), leader.flight.clone());
@@ -251,19 +251,21 @@ impl Flights {
         generations: &Generations,
         in_table: bool,
     ) -> (Leader, Follower) {
+        let now = Monotonic::now();
         if !in_table {
             let tags = with_those_of(None, cargo, tags);
-            return self.take_off(key, cargo, tags, generations, in_table);
+            return self.take_off(now, key, cargo, tags, generations, in_table);
         }
         let mut shard = self.shard(key).lock();
         let tags = with_those_of(shard.get(key), cargo, tags);
-        let (leader, follower) = self.take_off(key, cargo, tags, generations, in_table);
+        let (leader, follower) = self.take_off(now, key, cargo, tags, generations, in_table);
         leader.flight.enter(&mut shard);
         (leader, follower)
     }
 
     fn take_off(
         self: &Arc<Self>,
+        now: Monotonic,
         key: &[u8],
         cargo: Cargo,
         tags: Vec<Vec<u8>>,
@@ -273,7 +275,7 @@ impl Flights {
         let flight = Arc::new(Flight {
             key: Arc::from(key),
             cargo,
-            began: Monotonic::now(),
+            began: now,
             snapshot: generations.snapshot(key, &tags),
             tags,
             found: Mutex::default(),

@@ -82,6 +82,7 @@ pub(crate) struct Stats {
     pub(crate) redis_answers: Tally,
     pub(crate) redis_errors: Tally,
     pub(crate) redis_slow: Tally,
+    pub(crate) redis_shared: Tally,
     pub(crate) damaged: Tally,
     pub(crate) not_stored: Tally,
     pub(crate) not_encodable: Tally,
@@ -122,6 +123,7 @@ impl Stats {
             redis_answers: Tally::new(metrics::counter!("cache_redis_answers_total")),
             redis_errors: Tally::new(metrics::counter!("cache_redis_errors_total")),
             redis_slow: Tally::new(metrics::counter!("cache_redis_slow_total")),
+            redis_shared: Tally::new(metrics::counter!("cache_redis_shared_total")),
             damaged: Tally::new(metrics::counter!("cache_damaged_values_total")),
             not_stored: Tally::new(metrics::counter!("cache_oversized_values_total")),
             not_encodable: Tally::new(metrics::counter!("cache_unencodable_values_total")),
@@ -187,6 +189,7 @@ impl Stats {
             redis_answers: self.redis_answers.count(),
             redis_errors: self.redis_errors.count(),
             redis_slow: self.redis_slow.count(),
+            redis_shared: self.redis_shared.count(),
             damaged: self.damaged.count(),
             oversized: self.not_stored.count(),
             unencodable: self.not_encodable.count(),
@@ -236,6 +239,8 @@ pub struct Counts {
     /// Keys that were read without Redis, or without the right to store them there, because less
     /// was left of [`redis_limit`](crate::CacheBuilder::redis_limit) than a question takes.
     pub redis_slow: u64,
+    /// Keys that were asked for by a question which several readers shared.
+    pub redis_shared: u64,
     /// Values in Redis that were corrupt or of an unknown format.
     pub damaged: u64,
     /// Values too large to be stored.
@@ -291,6 +296,10 @@ fn describe() {
     metrics::describe_counter!(
         "cache_redis_slow_total",
         "Keys read without Redis, or not stored there, because too little of redis_limit was left"
+    );
+    metrics::describe_counter!(
+        "cache_redis_shared_total",
+        "Keys that were asked for by a question which several readers shared"
     );
     metrics::describe_counter!(
         "cache_damaged_values_total",

@@ -23,7 +23,7 @@ use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
 use crate::tier::redis::{
-    Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue,
+    Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue, Wanted,
 };
 
 /// The task of a flight's leader, as known when the flight begins.
@@ -147,11 +147,14 @@ where
 
 /// Looks at Redis for a reader, in the reader's own task: a hit needs no other. What it finds out
 /// otherwise goes into the job, for the leader of the flight.
-pub(crate) async fn look_first<V>(leader: &Leader, job: &mut Job<V>) -> Option<Loaded>
+pub(crate) async fn look_first<V>(
+    cache: &Inner,
+    leader: &Leader,
+    job: &mut Job<V>,
+) -> Option<Loaded>
 where
     V: Clone + Send + Sync + 'static,
 {
-    let cache = job.view.core().clone();
     let redis = cache.redis.as_ref()?;
     if cache.is_pending(Some(leader.key()), &job.tags) {
         return None;
@@ -181,7 +184,8 @@ where
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
     let mut allowance = redis.allowance();
     let asked = Monotonic::now();
-    let look = redis.look(leader.key(), &job.tags, &mut allowance, &carries);
+    let wanted = job.wanted(leader);
+    let look = redis.look(&wanted, &mut allowance, &carries);
     match look.await {
         Ok(Lookup::Hit(stored)) => job.take_in(leader, stored, asked).ok(),
         Ok(Lookup::Miss(_)) => None,
@@ -367,6 +371,14 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
     }
 
+    fn wanted<'a>(&'a self, leader: &'a Leader) -> Wanted<'a> {
+        Wanted {
+            key: leader.key(),
+            tags: &self.tags,
+            class: self.view.class().number,
+        }
+    }
+
     /// Looks for a value in Redis, and takes it into memory.
     async fn look(
         &mut self,
@@ -376,7 +388,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
     ) -> Result<Found, RedisFailure> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
         let asked = Monotonic::now();
-        let look = redis.look(leader.key(), &self.tags, allowance, &carries);
+        let wanted = self.wanted(leader);
+        let look = redis.look(&wanted, allowance, &carries);
         let stored = match look.await? {
             Lookup::Miss(seen) => return Ok(Found::Nothing(seen)),
             Lookup::Hit(stored) => stored,

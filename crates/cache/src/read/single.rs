@@ -383,7 +383,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             Join::Looking(leader, follower) => {
                 let named = job.tags.len();
                 let look = OwnLook::new(self, name, &job, load);
-                let found = load::look_first(&leader, &mut job).await;
+                let found = load::look_first(cache, &leader, &mut job).await;
                 let load = look.over();
                 if let Some(loaded) = found {
                     return Boarded::Answered(loaded);
@@ -434,31 +434,31 @@ fn wants_refresh<V: Clone + Send + Sync + 'static>(
 
 /// A reader's own look at Redis. Should the reader go away meanwhile, a flight looks and loads for
 /// those that come after it, as if it had been begun at once.
-struct OwnLook<V, L, F>
+struct OwnLook<'a, V, L, F>
 where
     V: Clone + Send + Sync + 'static,
     L: FnOnce() -> F + Send + 'static,
     F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
 {
     load: Option<L>,
-    view: View<V>,
-    name: Vec<u8>,
+    view: &'a View<V>,
+    name: &'a [u8],
     tags: Vec<Vec<u8>>,
     held: Option<Arc<Entry>>,
     loads: PhantomData<fn() -> F>,
 }
 
-impl<V, L, F> OwnLook<V, L, F>
+impl<'a, V, L, F> OwnLook<'a, V, L, F>
 where
     V: Clone + Send + Sync + 'static,
     L: FnOnce() -> F + Send + 'static,
     F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
 {
-    fn new(view: &View<V>, name: &[u8], job: &Job<V>, load: L) -> Self {
+    fn new(view: &'a View<V>, name: &'a [u8], job: &Job<V>, load: L) -> Self {
         Self {
             load: Some(load),
-            view: view.clone(),
-            name: name.to_vec(),
+            view,
+            name,
             tags: job.tags.clone(),
             held: job.held.clone(),
             loads: PhantomData,
@@ -471,7 +471,7 @@ where
     }
 }
 
-impl<V, L, F> Drop for OwnLook<V, L, F>
+impl<V, L, F> Drop for OwnLook<'_, V, L, F>
 where
     V: Clone + Send + Sync + 'static,
     L: FnOnce() -> F + Send + 'static,
@@ -481,8 +481,8 @@ where
         let Some(load) = self.load.take() else { return };
         if tokio::runtime::Handle::try_current().is_ok() {
             let tags = std::mem::take(&mut self.tags);
-            let job = Job::new(&self.view, tags, self.held.take());
-            self.view.board(&self.name, job, load);
+            let job = Job::new(self.view, tags, self.held.take());
+            self.view.board(self.name, job, load);
         }
     }
 }

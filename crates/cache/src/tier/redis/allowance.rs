@@ -42,6 +42,11 @@ impl RedisAllowance {
         answer
     }
 
+    /// Whether nothing has been asked yet.
+    pub(super) fn is_unspent(&self) -> bool {
+        self.slowest.is_zero()
+    }
+
     /// Returns what may still be spent.
     pub(crate) fn left(&self) -> Duration {
         self.left

@@ -28,7 +28,7 @@ pub(crate) struct SeenValue {
 }
 
 /// The reason why Redis was not of use.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum RedisFailure {
     #[error("redis is not asked: {0}")]
     NotAsked(&'static str),

@@ -136,6 +136,13 @@ impl EpochGuard {
         }
     }
 
+    /// The present belief, if there is one and Redis is read.
+    pub(super) fn epoch_view_at_once(&self) -> Option<EpochView> {
+        let state = self.state.lock();
+        let is_read = state.suspended.is_none();
+        is_read.then(|| self.view(&state)).flatten()
+    }
+
     /// The present belief; if there is none, waits for one up to `limit`.
     pub(crate) async fn epoch_view(&self, limit: Duration) -> Result<EpochView, RedisFailure> {
         if let Some(reason) = self.suspended() {
@@ -436,7 +443,10 @@ impl EpochGuard {
     }
 
     pub(super) fn believed(&self) -> Option<EpochView> {
-        let state = self.state.lock();
+        self.view(&self.state.lock())
+    }
+
+    fn view(&self, state: &State) -> Option<EpochView> {
         state.epoch.as_ref().map(|epoch| EpochView {
             epoch: epoch.clone(),
             watermark: state.known.max(state.claimed),

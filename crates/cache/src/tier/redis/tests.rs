@@ -10,6 +10,12 @@ use crate::freshness::Ttl;
 use crate::parts::Cache;
 use crate::sql::{Database, DatabaseOptions};
 
+const WANTED: Wanted<'_> = Wanted {
+    key: b"a",
+    tags: &[],
+    class: 0,
+};
+
 async fn cache_of(folder: &tempfile::TempDir, redis: &str) -> Cache {
     let url = format!("sqlite://{}", folder.path().join("x.db").display());
     let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
@@ -36,7 +42,7 @@ async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
     let look = async || {
         let (epoch_view, carries) = (epoch_view.clone(), |_: &[&[u8]]| true);
         let mut allowance = redis.allowance();
-        let looked = redis.look_once(b"a", &[], epoch_view, &mut allowance, &carries);
+        let looked = redis.look_once(&WANTED, epoch_view, &mut allowance, &carries);
         looked.await
     };
     assert!(matches!(look().await, Ok(Lookup::Miss(_))));
@@ -50,7 +56,7 @@ async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
     );
     // Whoever looks as readers do finds out what to believe of the new one, and asks that.
     let (mut allowance, carries) = (redis.allowance(), |_: &[&[u8]]| true);
-    let looked = redis.look(b"a", &[], &mut allowance, &carries).await;
+    let looked = redis.look(&WANTED, &mut allowance, &carries).await;
     assert!(matches!(looked, Ok(Lookup::Miss(_))));
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum Line {
         late: bool,
     },
     Refused,
+    /// Keys that the process has asked Redis for together with others.
+    Shared(u64),
 }
 
 /// The lines of each process, in its own order.
@@ -50,6 +52,8 @@ pub(crate) struct Verdict {
     pub(crate) reads: usize,
     pub(crate) commits: usize,
     pub(crate) refused: usize,
+    /// Keys that Redis was asked for by several readers together.
+    pub(crate) shared: u64,
     pub(crate) violations: Vec<String>,
     pub(crate) faults: String,
 }
@@ -76,6 +80,7 @@ impl Line {
                 )
             }
             Self::Refused => "X\n".to_owned(),
+            Self::Shared(keys) => format!("S {keys}\n"),
         }
     }
 
@@ -106,6 +111,7 @@ impl Line {
                 late: *late == 1,
             }),
             ("X", []) => Some(Self::Refused),
+            ("S", [keys]) => Some(Self::Shared(*keys as u64)),
             _ => None,
         }
     }
@@ -188,6 +194,7 @@ pub(crate) fn judge(history: &History) -> Verdict {
         reads: 0,
         commits: 0,
         refused: 0,
+        shared: 0,
         violations: Vec::new(),
         faults: history.faults.clone(),
     };
@@ -200,6 +207,7 @@ pub(crate) fn judge(history: &History) -> Verdict {
                     own.entry(*item).or_default().push((*at, *version));
                 }
                 Line::Refused => verdict.refused += 1,
+                Line::Shared(keys) => verdict.shared = verdict.shared.max(*keys),
                 Line::Begun { .. } => {}
                 Line::Read {
                     item,

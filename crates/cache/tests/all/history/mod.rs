@@ -6,7 +6,8 @@
 //! SQL is locked, rolled back (also while no process runs), or the last to come back after a power
 //! cut. On a cluster the primary of the cache's shard is killed or frozen until its replica is
 //! elected, and the cache's slot moves to another shard. Some transactions are
-//! long. Items are read alone, in batches, and by readers who do not name the tags that an item
+//! long. Items are read alone, in batches, by many readers at the same moment in a process that holds
+//! nothing in memory, so that they ask Redis together, and by readers who do not name the tags that an item
 //! carries; half of them are invalidated by a tag. In runs of their own slow loads are joined while
 //! a process is cut off, values are loaded again by readers who name no tags, and read as another
 //! type by a class that allows less. Each process writes down what it did and when; afterwards each
@@ -75,6 +76,7 @@ async fn k8_no_read_breaks_the_contract_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("x.db").display());
     let verdict = run(&url, soak(), ALL, None, folder.path()).await;
+    assert!(verdict.shared > 0, "nobody has asked Redis together");
     verdict.assert_kept();
 }
 
@@ -301,9 +303,10 @@ async fn run(
     drop(stage);
     let verdict = judge::judge(&History::read(folder));
     println!(
-        "seed {}: {} reads, {} commits, {} refused; faults: {}",
+        "seed {}: {} reads, {} keys asked for together, {} commits, {} refused; faults: {}",
         seed(),
         verdict.reads,
+        verdict.shared,
         verdict.commits,
         verdict.refused,
         verdict.faults

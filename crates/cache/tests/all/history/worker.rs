@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use steadfast::Client;
 use steadfast_cache::{
@@ -102,6 +103,11 @@ enum Form {
 struct Shown(String);
 
 impl Order {
+    /// The last process, where no rule is broken.
+    fn is_forgetful(&self) -> bool {
+        self.rule.is_none() && self.n + 1 == super::WORKERS
+    }
+
     pub(crate) fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
@@ -128,6 +134,8 @@ struct Process {
     typed: Cache,
     n: usize,
     wide: bool,
+    /// Holds nothing in memory, so that each read looks at Redis.
+    forgetful: bool,
     log: Arc<File>,
     /// The database has answered: from then on a read that is refused counts.
     sql_seen: Arc<AtomicBool>,
@@ -147,6 +155,7 @@ pub(crate) async fn work(order: Order) {
         cache,
         n: order.n,
         wide: order.wide,
+        forgetful: order.is_forgetful(),
         log: Arc::new(
             File::options()
                 .create(true)
@@ -204,9 +213,11 @@ async fn build(order: &Order) -> Cache {
         Some(Break::Lag) => lag_max = Duration::from_secs(3600),
         Some(Break::TwoCaches) | None => {}
     }
+    let memory_bytes = if order.is_forgetful() { 1 } else { 64 << 20 };
     Cache::builder(database)
         .redis(client)
         .namespace("history")
+        .memory_bytes(memory_bytes)
         .guard(GuardOptions::new(16, 5000.0))
         .class("user", ttl)
         .class(
@@ -238,6 +249,10 @@ impl Process {
 
     async fn reads(self, mut rng: fastrand::Rng) {
         while now() < self.end {
+            if self.forgetful {
+                self.reads_all_at_once(&mut rng).await;
+                continue;
+            }
             let (item, form) = (rng.i64(0..ITEMS), self.any_form(&mut rng));
             if self.wide && item == FOREIGN {
                 continue; // which has readers of its own, who may have to wait for long
@@ -247,6 +262,15 @@ impl Process {
             }
             tokio::time::sleep(Duration::from_micros(rng.u64(500..8000))).await;
         }
+    }
+
+    /// Many readers look at Redis at the same moment, who ask it together.
+    async fn reads_all_at_once(&self, rng: &mut fastrand::Rng) {
+        let (form, dawdle) = (self.any_form(rng), slow(rng));
+        let items = (0..ITEMS).filter(|item| !self.wide || *item != FOREIGN);
+        join_all(items.map(|item| self.read(item, form, dawdle))).await;
+        self.note(&Line::Shared(self.cache.status().counts.redis_shared));
+        tokio::time::sleep(Duration::from_micros(rng.u64(5000..50_000))).await;
     }
 
     /// A load may dawdle between asking SQL and handing over what it got.

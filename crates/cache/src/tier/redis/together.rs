@@ -1,0 +1,451 @@
+//! Readers that look at Redis in the same moment ask together.
+//!
+//! A question of its own costs each reader two commands, a place in the client's queue and the
+//! epoch and watermark once more. Where many readers share a connection they are woken together,
+//! since replies come together, and look at Redis again together. So the first of them opens a
+//! [`Gathering`], which stays open for a turn of the runtime, until all that were woken with it
+//! have run; then one question is asked for all, and each is given its own part of the answer.
+//!
+//! A task of its own asks, and no reader: nobody can tell whether a reader is still polled. That
+//! task lives in the runtime of all whom it asks for. If it ends without an answer, its readers
+//! hear that at once, and ask for themselves; so they do if the answer is an error of the server,
+//! or is larger than the client takes, which may be due to one of them. What the client says of
+//! Redis (that it is late, or down) it would have said to each.
+//!
+//! Nobody may wait for what others have asked for longer than for an answer of his own. So large
+//! values are asked for alone: where a class has shown one lately, its readers do not gather. And
+//! a gathering that is not closed in time, because its task waits behind something that occupies
+//! its thread, is closed by the next reader.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use redis::Value;
+use steadfast::{Effect, ErrorKind};
+use tokio::runtime::{Handle, Id};
+use tokio::sync::oneshot;
+
+use super::answer::{EpochView, RedisFailure, RedisResult};
+use super::look::{Found, Names, Wanted, text};
+use super::scripts::LOOK_FOR_ALL;
+use super::{RedisAllowance, RedisTier, asked_within};
+use crate::clock::clock;
+use crate::monotonic::Monotonic;
+
+/// What the readers of one tier have in common.
+pub(super) struct Together {
+    open: Mutex<Open>,
+    /// Readers whose look has begun and not ended.
+    looking: AtomicUsize,
+    /// The length of the longest values of late, for each class; classes beyond these share them.
+    sizes: [AtomicU32; CLASSES],
+    /// Until this moment everybody asks alone: the bits of a [`Monotonic`].
+    apart_until: AtomicU64,
+}
+
+#[derive(Default)]
+struct Open {
+    /// The number of the gathering that is opened next.
+    next: u64,
+    gathering: Option<Gathering>,
+}
+
+/// Readers who will ask together.
+struct Gathering {
+    number: u64,
+    began: Instant,
+    /// All of them run in this runtime.
+    runtime: Id,
+    /// All of them believe in this epoch, of this server. Its watermark is the highest that one of
+    /// them expects.
+    epoch_view: EpochView,
+    readers: Vec<Reader>,
+}
+
+struct Reader {
+    names: Names,
+    answer: oneshot::Sender<RedisResult<Found>>,
+}
+
+/// A look that has begun, until it is dropped.
+pub(super) struct Looking<'a>(&'a AtomicUsize);
+
+impl Together {
+    pub(super) fn new() -> Self {
+        Self {
+            open: Mutex::default(),
+            looking: AtomicUsize::new(0),
+            sizes: std::array::from_fn(|_| AtomicU32::new(UNKNOWN)),
+            apart_until: AtomicU64::new(Monotonic::FIRST.to_bits()),
+        }
+    }
+
+    /// Counts a look.
+    pub(super) fn looks(&self) -> Looking<'_> {
+        self.looking.fetch_add(1, Ordering::Relaxed);
+        Looking(&self.looking)
+    }
+
+    /// Whether it is worth waiting for others: there are some, and what they ask for is small.
+    pub(super) fn invites(&self, wanted: &Wanted<'_>) -> bool {
+        self.looking.load(Ordering::Relaxed) >= SEVERAL
+            && wanted.tags.len() <= FEW_TAGS
+            && self.sizes[wanted.class % CLASSES].load(Ordering::Relaxed) <= LARGE
+    }
+
+    /// Learns how long a value of this class is. A long one is remembered for some hundred others.
+    pub(super) fn note_size(&self, class: usize, bytes: usize) {
+        let size = &self.sizes[class % CLASSES];
+        let (before, bytes) = (size.load(Ordering::Relaxed), saturated(bytes));
+        if bytes > before {
+            size.store(bytes, Ordering::Relaxed);
+        } else if before > LARGE {
+            size.store(bytes.max(before - before / 64), Ordering::Relaxed);
+        }
+    }
+
+    fn are_apart(&self, now: Instant) -> bool {
+        Monotonic::from(now).to_bits() < self.apart_until.load(Ordering::Relaxed)
+    }
+
+    /// Lets everybody ask alone for a while.
+    fn part(&self) {
+        let until = Monotonic::now().plus(APART.into());
+        self.apart_until
+            .fetch_max(until.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Closes the gathering of this number, if it is still open.
+    fn close(&self, number: u64) -> Option<Gathering> {
+        let gathering = &mut self.open.lock().gathering;
+        gathering.take_if(|gathering| gathering.number == number)
+    }
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Gathering {
+    /// Whether a reader of this runtime may ask along that believes in this.
+    fn admits(&self, runtime: Id, epoch_view: &EpochView) -> bool {
+        self.runtime == runtime
+            && Arc::ptr_eq(&self.epoch_view.epoch, &epoch_view.epoch)
+            && self.epoch_view.server == epoch_view.server
+    }
+}
+
+/// The steps that follow a reader's coming.
+enum Step {
+    /// Nothing: another sees to it.
+    None,
+    /// The gathering of this number is to be closed after a turn.
+    Wait(u64),
+    /// These are to be asked for at once.
+    Ask(Gathering),
+}
+
+impl RedisTier {
+    /// Asks together with those that ask at this moment; `None` if the reader has to ask alone.
+    pub(super) async fn ask_with_others(
+        self: &Arc<Self>,
+        names: Names,
+        epoch_view: &EpochView,
+        allowance: &mut RedisAllowance,
+    ) -> Option<RedisResult<Found>> {
+        let began = clock();
+        let answer = self.gather(names, epoch_view, began)?.await;
+        allowance.charge(clock().saturating_duration_since(began));
+        // Dropped unanswered: to be asked alone.
+        answer.ok()
+    }
+
+    /// Joins the gathering that is open, or opens one. `None` if the reader may not join.
+    fn gather(
+        self: &Arc<Self>,
+        names: Names,
+        epoch_view: &EpochView,
+        now: Instant,
+    ) -> Option<oneshot::Receiver<RedisResult<Found>>> {
+        let together = &self.together;
+        let runtime = Handle::try_current().ok()?;
+        if together.are_apart(now) {
+            return None;
+        }
+        let (answer, told) = oneshot::channel();
+        let reader = Reader { names, answer };
+        let step = together
+            .open
+            .lock()
+            .add(reader, runtime.id(), epoch_view, now)?;
+        // After the lock is let go: a runtime that has ended drops a task where it is spawned.
+        match step {
+            Step::None => {}
+            Step::Wait(number) => {
+                let turn = Turn {
+                    tier: Arc::clone(self),
+                    number,
+                };
+                runtime.spawn(turn.end());
+            }
+            Step::Ask(gathering) => {
+                runtime.spawn(Arc::clone(self).ask_for_all(gathering));
+            }
+        }
+        Some(told)
+    }
+
+    /// Asks for all of a gathering, and tells each its own.
+    async fn ask_for_all(self: Arc<Self>, gathering: Gathering) {
+        let Gathering {
+            began,
+            epoch_view,
+            mut readers,
+            ..
+        } = gathering;
+        // Those that have gone away are not asked for.
+        readers.retain(|reader| !reader.answer.is_closed());
+        if readers.is_empty() {
+            return;
+        }
+        let waited = clock().saturating_duration_since(began);
+        let Some(limit) = self
+            .limit
+            .checked_sub(waited)
+            .filter(|left| !left.is_zero())
+        else {
+            return; // each hears that nobody has asked
+        };
+        let found = match self.find_all(&readers, &epoch_view, limit).await {
+            Ok(found) => found,
+            Err(trouble) => {
+                if !matches!(trouble, Some(RedisFailure::Replaced)) {
+                    self.together.part();
+                }
+                // Else each hears that nobody has asked.
+                if let Some(trouble) = trouble {
+                    let told = readers.into_iter();
+                    told.for_each(|reader| drop(reader.answer.send(Err(trouble.clone()))));
+                }
+                return;
+            }
+        };
+        self.stats.redis_shared.add(readers.len() as u64);
+        for (reader, found) in readers.into_iter().zip(found) {
+            let _ = reader.answer.send(Ok(found));
+        }
+    }
+
+    /// Asks for all of these. A failure that may be due to one of them is `Err(None)`.
+    async fn find_all(
+        &self,
+        readers: &[Reader],
+        epoch_view: &EpochView,
+        limit: Duration,
+    ) -> Result<Vec<Found>, Option<RedisFailure>> {
+        let answer = match self.names.are_in_one_slot() {
+            true => self.ask_for_all_by_script(readers, limit).await,
+            false => self.ask_for_all_by_pipeline(readers, limit).await,
+        };
+        let (epoch, watermark, found) = take_apart(answer?, readers).ok_or(None)?;
+        self.check(epoch_view, epoch.as_deref(), watermark.as_deref())?;
+        Ok(found)
+    }
+}
+
+impl RedisTier {
+    async fn ask_for_all_by_pipeline(
+        &self,
+        readers: &[Reader],
+        limit: Duration,
+    ) -> Result<Vec<Value>, Option<RedisFailure>> {
+        let mut pipe = redis::Pipeline::with_capacity(readers.len() + 1);
+        let names = readers.iter().map(|reader| &reader.names);
+        let bytes: usize = names.clone().map(Names::bytes).sum();
+        let mut values = redis::Cmd::with_capacity(3 + readers.len(), bytes + 128);
+        values.arg("MGET");
+        values.arg(self.names.epoch()).arg(self.names.watermark());
+        for names in names {
+            let mut time = redis::Cmd::with_capacity(2, names.value.len() + 8);
+            time.arg("PTTL").arg(&names.value);
+            pipe.add_command(time);
+            values.arg(&names.value).arg(&names.tags);
+        }
+        pipe.add_command(values);
+        let client = self.client.with(asked_within(limit));
+        self.judge(client.send_pipeline(&pipe).await)
+    }
+
+    async fn ask_for_all_by_script(
+        &self,
+        readers: &[Reader],
+        limit: Duration,
+    ) -> Result<Vec<Value>, Option<RedisFailure>> {
+        let tags: usize = readers.iter().map(|reader| reader.names.tags.len()).sum();
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(LOOK_FOR_ALL).arg(2 + readers.len() + tags);
+        ask.arg(self.names.epoch()).arg(self.names.watermark());
+        for reader in readers {
+            ask.arg(&reader.names.value).arg(&reader.names.tags);
+        }
+        // The places of the values among the names.
+        let mut place = 3;
+        for reader in readers {
+            ask.arg(place);
+            place += 1 + reader.names.tags.len();
+        }
+        let client = self.client.with(asked_within(limit).effect(Effect::Read));
+        match self.judge(client.send(&ask).await)? {
+            Value::Array(answer) => Ok(answer),
+            _ => Err(None),
+        }
+    }
+
+    /// Counts an answer; says of a failure whether it may be due to one of the values.
+    fn judge<T>(&self, answer: Result<T, steadfast::Error>) -> Result<T, Option<RedisFailure>> {
+        let counter = match answer {
+            Ok(_) => &self.stats.redis_answers,
+            Err(_) => &self.stats.redis_errors,
+        };
+        counter.add(1);
+        answer.map_err(|error| match error.kind() {
+            ErrorKind::Server(_) | ErrorKind::ReplyTooLarge { .. } => None,
+            _ => Some(RedisFailure::Failed(error.into())),
+        })
+    }
+}
+
+impl Open {
+    /// Adds a reader; `None` if it has to ask alone.
+    fn add(
+        &mut self,
+        reader: Reader,
+        runtime: Id,
+        epoch_view: &EpochView,
+        now: Instant,
+    ) -> Option<Step> {
+        let Some(open) = &mut self.gathering else {
+            let number = self.next;
+            self.next += 1;
+            let mut readers = Vec::with_capacity(MOST);
+            readers.push(reader);
+            self.gathering = Some(Gathering {
+                number,
+                began: now,
+                runtime,
+                epoch_view: epoch_view.clone(),
+                readers,
+            });
+            return Some(Step::Wait(number));
+        };
+        let overdue = now.saturating_duration_since(open.began) > OVERDUE;
+        if !open.admits(runtime, epoch_view) {
+            if overdue {
+                self.gathering = None; // its readers ask alone
+            }
+            return None;
+        }
+        open.readers.push(reader);
+        let watermark = &mut open.epoch_view.watermark;
+        *watermark = epoch_view.watermark.max(*watermark);
+        if overdue || open.readers.len() >= MOST {
+            return self.gathering.take().map(Step::Ask);
+        }
+        Some(Step::None)
+    }
+}
+
+/// Texts that Redis has, or has not.
+type Text = Option<Vec<u8>>;
+
+/// Takes apart the times that are left, and epoch, watermark and what each reader has named.
+fn take_apart(answer: Vec<Value>, readers: &[Reader]) -> Option<(Text, Text, Vec<Found>)> {
+    let names: usize = readers.iter().map(|reader| reader.names.tags.len()).sum();
+    let mut answer = answer.into_iter();
+    let times = answer.by_ref().take(readers.len());
+    let times: Option<Vec<i64>> = times
+        .map(|time| match time {
+            Value::Int(left) => Some(left),
+            _ => None,
+        })
+        .collect();
+    let (times, Some(Value::Array(texts)), None) = (times?, answer.next(), answer.next()) else {
+        return None;
+    };
+    if texts.len() != 2 + readers.len() + names {
+        return None;
+    }
+    let mut texts = texts.into_iter().map(text);
+    let (epoch, watermark) = (texts.next()??, texts.next()??);
+    let mut found = Vec::with_capacity(readers.len());
+    for (reader, left) in readers.iter().zip(times) {
+        found.push(Found {
+            left,
+            value: texts.next()??,
+            tokens: texts
+                .by_ref()
+                .take(reader.names.tags.len())
+                .collect::<Option<_>>()?,
+        });
+    }
+    Some((epoch, watermark, found))
+}
+
+/// The task of a gathering while it is open.
+struct Turn {
+    tier: Arc<RedisTier>,
+    number: u64,
+}
+
+impl Turn {
+    /// Waits until all that are to run at this moment have run, and asks for those that have come.
+    async fn end(self) {
+        tokio::task::yield_now().await;
+        if let Some(gathering) = self.tier.together.close(self.number) {
+            Arc::clone(&self.tier).ask_for_all(gathering).await;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // If it has not been closed, its readers ask alone.
+        drop(self.tier.together.close(self.number));
+    }
+}
+
+fn saturated(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// With so many looks under way it is worth waiting for others: among fewer a task costs more than
+/// it saves.
+const SEVERAL: usize = 4;
+
+/// Who names more tags asks alone.
+const FEW_TAGS: usize = 4;
+
+/// Readers that ask together at most.
+const MOST: usize = 64;
+
+/// A value longer than this is asked for alone. So many of them are 256 KiB.
+const LARGE: u32 = 4 << 10;
+
+/// The length of the values of a class of which none has been seen.
+const UNKNOWN: u32 = LARGE + LARGE / 2;
+
+/// Classes that are told apart.
+const CLASSES: usize = 64;
+
+/// The time after which a gathering should have been closed.
+const OVERDUE: Duration = Duration::from_millis(1);
+
+/// The time for which everybody asks alone, after a question for many has failed.
+const APART: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;
