@@ -183,8 +183,8 @@ where
     }
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
     let mut allowance = redis.allowance();
-    let asked = Monotonic::now();
     let wanted = job.wanted(leader);
+    let asked = wanted.asked.into();
     let look = redis.look(&wanted, &mut allowance, &carries);
     match look.await {
         Ok(Lookup::Hit(stored)) => job.take_in(leader, stored, asked).ok(),
@@ -376,6 +376,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             key: leader.key(),
             tags: &self.tags,
             class: self.view.class().number,
+            asked: clock(),
         }
     }
 
@@ -387,8 +388,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         allowance: &mut RedisAllowance,
     ) -> Result<Found, RedisFailure> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
-        let asked = Monotonic::now();
         let wanted = self.wanted(leader);
+        let asked = wanted.asked.into();
         let look = redis.look(&wanted, allowance, &carries);
         let stored = match look.await? {
             Lookup::Miss(seen) => return Ok(Found::Nothing(seen)),

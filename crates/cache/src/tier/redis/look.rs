@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use steadfast::Effect;
@@ -20,6 +20,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) tags: &'a [Vec<u8>],
     /// The number of its class.
     pub(crate) class: usize,
+    /// The moment of the question.
+    pub(crate) asked: Instant,
 }
 
 /// The names in Redis of a value and of the tags that it has to carry.
@@ -159,9 +161,7 @@ impl RedisTier {
         let _looks = self.together.looks();
         if self.together.invites(wanted)
             && allowance.is_unspent()
-            && let Some(found) = self
-                .ask_with_others(self.names_of(wanted, epoch_view), epoch_view, allowance)
-                .await
+            && let Some(found) = self.ask_with_others(wanted, epoch_view, allowance).await
         {
             return found;
         }
@@ -184,7 +184,7 @@ impl RedisTier {
         })
     }
 
-    fn names_of(&self, wanted: &Wanted<'_>, epoch_view: &EpochView) -> Names {
+    pub(super) fn names_of(&self, wanted: &Wanted<'_>, epoch_view: &EpochView) -> Names {
         Names {
             value: self.names.value(&epoch_view.epoch, wanted.key),
             tags: wanted.tags.iter().map(|tag| self.names.tag(tag)).collect(),

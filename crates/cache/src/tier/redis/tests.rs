@@ -6,15 +6,19 @@ use futures_util::FutureExt;
 use steadfast_drill::process::Cluster;
 
 use super::*;
+use crate::clock::clock;
 use crate::freshness::Ttl;
 use crate::parts::Cache;
 use crate::sql::{Database, DatabaseOptions};
 
-const WANTED: Wanted<'_> = Wanted {
-    key: b"a",
-    tags: &[],
-    class: 0,
-};
+fn wanted() -> Wanted<'static> {
+    Wanted {
+        key: b"a",
+        tags: &[],
+        class: 0,
+        asked: clock(),
+    }
+}
 
 async fn cache_of(folder: &tempfile::TempDir, redis: &str) -> Cache {
     let url = format!("sqlite://{}", folder.path().join("x.db").display());
@@ -40,9 +44,10 @@ async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
     let slot = redis.slot().unwrap();
     let epoch_view = redis.epoch_view(&mut redis.allowance()).await.unwrap();
     let look = async || {
-        let (epoch_view, carries) = (epoch_view.clone(), |_: &[&[u8]]| true);
+        let (wanted, epoch_view) = (wanted(), epoch_view.clone());
+        let carries = |_: &[&[u8]]| true;
         let mut allowance = redis.allowance();
-        let looked = redis.look_once(&WANTED, epoch_view, &mut allowance, &carries);
+        let looked = redis.look_once(&wanted, epoch_view, &mut allowance, &carries);
         looked.await
     };
     assert!(matches!(look().await, Ok(Lookup::Miss(_))));
@@ -56,7 +61,8 @@ async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
     );
     // Whoever looks as readers do finds out what to believe of the new one, and asks that.
     let (mut allowance, carries) = (redis.allowance(), |_: &[&[u8]]| true);
-    let looked = redis.look(&WANTED, &mut allowance, &carries).await;
+    let wanted = wanted();
+    let looked = redis.look(&wanted, &mut allowance, &carries).await;
     assert!(matches!(looked, Ok(Lookup::Miss(_))));
 }
 

@@ -150,16 +150,17 @@ enum Step {
 }
 
 impl RedisTier {
-    /// Asks together with those that ask at this moment; `None` if the reader has to ask alone.
+    /// Asks together with those that ask at this moment, as the first question of a look; `None` if
+    /// the reader has to ask alone.
     pub(super) async fn ask_with_others(
         self: &Arc<Self>,
-        names: Names,
+        wanted: &Wanted<'_>,
         epoch_view: &EpochView,
         allowance: &mut RedisAllowance,
     ) -> Option<RedisResult<Found>> {
-        let began = clock();
-        let answer = self.gather(names, epoch_view, began)?.await;
-        allowance.charge(clock().saturating_duration_since(began));
+        let names = self.names_of(wanted, epoch_view);
+        let answer = self.gather(names, epoch_view, wanted.asked)?.await;
+        allowance.charge(clock().saturating_duration_since(wanted.asked));
         // Dropped unanswered: to be asked alone.
         answer.ok()
     }

@@ -66,6 +66,7 @@ impl World {
             key: key.as_bytes(),
             tags: &tags[..n % 2],
             class: 0,
+            asked: clock(),
         };
         let (mut allowance, carries) = (self.tier.allowance(), |_: &[&[u8]]| true);
         let look = self
@@ -267,6 +268,7 @@ fn k2_large_values_are_asked_for_alone() {
         key: b"a",
         tags: &[],
         class,
+        asked: clock(),
     };
     assert!(!together.invites(&wanted(1)), "nothing is known of it");
     for _ in 0..100 {
