@@ -58,7 +58,9 @@
 //!
 //! # Features
 //! `sqlite`, `mysql` (MariaDB too), `postgres`: the databases, none by default; SQLite is compiled
-//! from its C sources. `tls` (default): TLS towards Redis and the database, by rustls.
+//! from its C sources. `tls` (default): TLS towards Redis and the database, by rustls. `chrono` and
+//! `rust_decimal`: their dates, times and decimals as a [`Param`]; in rows they are read without,
+//! as all types that serde knows.
 //!
 //! # Versions
 //! Pools, transactions and errors of sqlx cross this interface, and the client of [`steadfast`], so
@@ -123,6 +125,8 @@ pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]
 #[doc(hidden)]
 pub use sabotage::Sabotage;
+#[cfg(feature = "chrono")]
+pub use sql::NotInCalendar;
 pub use sql::{
     Bounds, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Kind, Lent, Param,
     ParamType, Pool, Row, Selected, SourceError, Tx,

@@ -10,6 +10,8 @@
 #[macro_use]
 mod dialects;
 mod error;
+#[cfg(any(feature = "chrono", feature = "rust_decimal"))]
+mod foreign;
 mod lent;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -29,6 +31,8 @@ mod typed;
 
 pub use error::SourceError;
 pub(crate) use error::is_passing;
+#[cfg(feature = "chrono")]
+pub use foreign::NotInCalendar;
 pub use lent::{Kind, Lent};
 pub use options::{DatabaseOptions, Executed};
 pub use param::{Param, ParamType};

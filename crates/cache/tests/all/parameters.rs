@@ -3,10 +3,14 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
+use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use sqlx::types::time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 use sqlx::types::{BigDecimal, Uuid};
-use steadfast_cache::{Database, Param, ParamType, Source, SourceError, View, iso8601};
+use steadfast_cache::{
+    Database, NotInCalendar, Param, ParamType, Source, SourceError, View, iso8601,
+};
 use steadfast_drill::process::{MariaDb, Postgres};
 
 use crate::site::{Site, connect, patient, sqlite};
@@ -242,6 +246,88 @@ fn k1_parameters_are_made_of_rusts_own_values() {
     assert_eq!(none, Param::NullOf(ParamType::Dates));
 }
 
+#[test]
+fn k1_parameters_are_made_of_the_values_of_chrono_and_rust_decimal() {
+    let day = |year| NaiveDate::from_yo_opt(year, 333).unwrap();
+    let ours = Date::from_ordinal_date(2026, 333).unwrap();
+    assert_eq!(Param::try_from(day(2026)), Ok(Param::Date(ours)));
+    assert_eq!(
+        Param::try_from(vec![day(2026)]),
+        Ok(Param::Dates(vec![ours]))
+    );
+    assert_eq!(Param::try_from(day(10_000)), Err(NotInCalendar));
+    let leap = NaiveTime::from_hms_nano_opt(23, 59, 59, 1_000_000_000);
+    assert_eq!(Param::try_from(leap.unwrap()), Err(NotInCalendar));
+    let none = Param::try_from(None::<NaiveDateTime>);
+    assert_eq!(none, Ok(Param::NullOf(ParamType::DateTime)));
+    // The moment counts, not the zone that it is told in.
+    let east = chrono::FixedOffset::east_opt(3600).unwrap();
+    let epoch = DateTime::UNIX_EPOCH.with_timezone(&east);
+    let ours = OffsetDateTime::UNIX_EPOCH;
+    assert_eq!(Param::try_from(epoch), Ok(Param::Timestamp(ours)));
+    assert_eq!(
+        Param::try_from(vec![epoch]),
+        Ok(Param::Timestamps(vec![ours]))
+    );
+    let amount = Decimal::new(-1230, 2);
+    let Param::Decimal(ours) = amount.into() else {
+        panic!("another type");
+    };
+    assert_eq!(ours.to_string(), "-12.30");
+    let ours = "79228162514264337593543950335"
+        .parse::<BigDecimal>()
+        .unwrap();
+    assert_eq!(Param::from(vec![Decimal::MAX]), Param::Decimals(vec![ours]));
+    assert_eq!(
+        Param::from(None::<Decimal>),
+        Param::NullOf(ParamType::Decimal)
+    );
+}
+
+/// Values of other crates, as they come back; `M` is what a moment is read as.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Foreign<M> {
+    day: NaiveDate,
+    at: NaiveTime,
+    local: NaiveDateTime,
+    moment: M,
+    amount: Decimal,
+}
+
+/// Binds values of other crates and reads them; `param` is a placeholder for what has this name, as
+/// this database writes it.
+async fn foreign_values_come_back<M>(
+    database: &Database,
+    param: impl Fn(usize, &str) -> String,
+    moment: impl Fn(NaiveDateTime) -> M,
+) where
+    M: PartialEq + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let local = DateTime::from_timestamp_micros(1_795_955_696_789_000).unwrap();
+    let local = local.naive_utc();
+    let amount = Decimal::new(1230, 2);
+    let columns = ["day", "at", "local", "moment", "amount"];
+    let columns = columns.into_iter().zip(1..);
+    let columns = columns.map(|(name, at)| format!("{} AS {name}", param(at, name)));
+    let sql = format!("SELECT {}", columns.collect::<Vec<_>>().join(", "));
+    let params = [
+        local.date().try_into().unwrap(),
+        local.time().try_into().unwrap(),
+        local.try_into().unwrap(),
+        local.and_utc().try_into().unwrap(),
+        amount.into(),
+    ];
+    let read = database.select_one_as(&sql, &params).await.unwrap();
+    let expected = Foreign {
+        day: local.date(),
+        at: local.time(),
+        local,
+        moment: moment(local),
+        amount,
+    };
+    assert_eq!(read, Some(expected));
+}
+
 /// Lists of dates, moments, decimals and documents.
 fn lists() -> [Param; 4] {
     let whole = Whole::new();
@@ -393,6 +479,7 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
     assert_eq!(read, Some(Whole::new()));
     bytes_are_read(&database, |at| format!("${at}::bytea")).await;
     lists_and_floats_are_read_from_postgres(&database).await;
+    foreign_values_come_back(&database, |at, _| format!("${at}"), |at| at.and_utc()).await;
     // An empty list has a type too.
     let none = database
         .select(
@@ -492,6 +579,8 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_mariadb() {
     };
     let read = Whole::select(&database, shown).await;
     assert_eq!(read, Some(Whole::new()));
+    // A moment has no zone there.
+    foreign_values_come_back(&database, shown, |at| at).await;
     lists_are_json(&database).await;
 }
 
@@ -506,6 +595,11 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_sqlite() {
     )
     .await;
     bytes_are_read(&database, |_| "?".to_owned()).await;
+    let shown = |_, name: &str| match name {
+        "local" => "replace(?, ' ', 'T')".to_owned(),
+        _ => "?".to_owned(),
+    };
+    foreign_values_come_back(&database, shown, |at| at.and_utc()).await;
     lists_are_json(&database).await;
     let infinite: Option<Floats> = database
         .select_one_as("SELECT 9e999 AS one, -9e999 AS other", &[])
