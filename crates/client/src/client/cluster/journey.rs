@@ -17,7 +17,7 @@ use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::topology::Trigger;
 
 use super::node::{Node, may_go_on};
-use super::order::{Again, Entered, Entry, InLine, NOBODY, Places};
+use super::order::{Again, CallRoom, Entered, Entry, InLine, NOBODY, Places};
 use super::{Aim, Cluster};
 use crate::call::Suspicion;
 use crate::call::plan::{OwnPayload, Payload, Plan};
@@ -46,20 +46,29 @@ const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::fro
 
 /// The limits of a call.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct Limits<'a> {
     pub(super) started: Instant,
     pub(super) limit: Duration,
     pub(super) deadline: Instant,
+    /// The call's place among those that wait, if its parts share it.
+    pub(super) room: Option<&'a CallRoom>,
 }
 
-impl Limits {
+impl<'a> Limits<'a> {
     pub(super) fn new(limit: Duration) -> Self {
         let started = clock::now();
         Self {
             started,
             limit,
             deadline: Deadline::after(started, limit).instant(),
+            room: None,
         }
+    }
+
+    /// The same, of a call whose parts wait in one place.
+    pub(super) fn in_one(self, room: &'a CallRoom) -> Self {
+        let room = Some(room);
+        Self { room, ..self }
     }
 
     /// The limits of what takes until then.
@@ -122,7 +131,7 @@ pub(super) struct Journey<'a> {
     rest: Option<OwnPayload>,
     plan: Plan,
     options: &'a CallOptions,
-    limits: Limits,
+    limits: Limits<'a>,
     /// Whether it has a connection of its own, and so no order with others.
     apart: bool,
     places: Option<Places<'a>>,
@@ -194,7 +203,7 @@ impl Cluster {
         payload: Payload<'a>,
         plan: Plan,
         options: &'a CallOptions,
-        limits: Limits,
+        limits: Limits<'a>,
     ) -> Journey<'a> {
         Journey {
             cluster: self,
@@ -430,7 +439,7 @@ impl<'a> Journey<'a> {
                 let entries = SmallVec::from_buf([entry]);
                 let stands =
                     || cluster.routes.owner(slot) == Some(node.number) && !node.is_retired();
-                let line = &mut self.line;
+                let line = (&mut self.line, limits.room);
                 let entered = cluster
                     .order
                     .enter(entries, sent, stands, line, attempt.as_mut());
@@ -491,7 +500,7 @@ impl<'a> Journey<'a> {
             Next::WhenKnown => {
                 self.hops += 1;
                 cluster
-                    .more_is_known(deadline)
+                    .more_is_known(&self.limits)
                     .await
                     .then_some(Aim::Owner)?
             }
@@ -503,7 +512,7 @@ impl<'a> Journey<'a> {
                 }
                 let pause = pause_before_trying_again(self.waits);
                 self.waits += 1;
-                let serves = cluster.somebody_serves(self.slot, pause, until);
+                let serves = cluster.somebody_serves(self.slot, pause, (until, self.limits.room));
                 serves.await.then_some(Aim::Owner)?
             }
             Next::Later => {
@@ -515,7 +524,7 @@ impl<'a> Journey<'a> {
                 if !read {
                     cluster.order.close(self.slot);
                 }
-                let _room = cluster.order.room()?;
+                let _room = cluster.order.room(self.limits.room)?;
                 clock::sleep(pause).await;
                 Aim::Owner
             }
@@ -684,15 +693,15 @@ pub(super) fn no_room() -> Error {
 
 impl Cluster {
     /// Waits for the next answer of a node; false if the time is over before, or the client closes.
-    pub(super) async fn more_is_known(&self, until: Instant) -> bool {
-        let Some(_room) = self.order.room() else {
+    pub(super) async fn more_is_known(&self, limits: &Limits<'_>) -> bool {
+        let Some(_room) = self.order.room(limits.room) else {
             return false;
         };
         let mut version = self.version.subscribe();
         tokio::select! {
             biased;
             () = self.shared.closing() => false,
-            changed = clock::timeout_at(until, version.changed()) => changed.is_some(),
+            changed = clock::timeout_at(limits.deadline, version.changed()) => changed.is_some(),
         }
     }
 
@@ -702,9 +711,9 @@ impl Cluster {
         &self,
         slot: Slot,
         pause: Duration,
-        until: Instant,
+        (until, room): (Instant, Option<&CallRoom>),
     ) -> bool {
-        let Some(_room) = self.order.room() else {
+        let Some(_room) = self.order.room(room) else {
             return false;
         };
         if clock::now() + pause >= until {
@@ -745,7 +754,7 @@ impl Cluster {
         &self,
         slot: Slot,
         aim: &Aim,
-        limits: &Limits,
+        limits: &Limits<'_>,
     ) -> Result<Arc<Node>, Error> {
         let find = || self.found(slot, aim);
         if let Some(node) = find()? {
@@ -761,7 +770,7 @@ impl Cluster {
             if clock::now() >= until {
                 return Err(self.nobody_serves(slot));
             }
-            let _room = self.order.room().ok_or_else(no_room)?;
+            let _room = self.order.room(limits.room).ok_or_else(no_room)?;
             tokio::select! {
                 biased;
                 () = self.shared.closing() => return Err(self.nobody_serves(slot)),
@@ -780,7 +789,7 @@ impl Cluster {
     }
 
     /// Until when a call waits for a node that nobody knows.
-    pub(super) fn waits_until(&self, slot: Slot, aim: &Aim, limits: &Limits) -> Instant {
+    pub(super) fn waits_until(&self, slot: Slot, aim: &Aim, limits: &Limits<'_>) -> Instant {
         let settings = self.settings();
         let since = match aim {
             Aim::Owner => self.unserved_since(slot),

@@ -46,13 +46,25 @@ pub(super) struct InOrder {
     most: usize,
 }
 
+/// The one place of a call among those that wait, however many of its parts do.
+#[derive(Debug, Default)]
+pub(super) struct CallRoom {
+    parts: AtomicUsize,
+}
+
 /// The place of a call that waits, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Room<'a>(&'a AtomicUsize);
+pub(super) struct Room<'a> {
+    waiting: &'a AtomicUsize,
+    of: Option<&'a CallRoom>,
+}
 
 impl Drop for Room<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let is_last = |call: &CallRoom| call.parts.fetch_sub(1, Ordering::AcqRel) == 1;
+        if self.of.is_none_or(is_last) {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -84,14 +96,14 @@ pub(super) struct InLine<'a> {
     slots: Slots,
     number: u64,
     wake: Arc<Notify>,
-    _room: Room<'a>,
+    room: Room<'a>,
 }
 
 impl InLine<'_> {
     /// Takes its place in the lines of these slots out: from now on it is apart from the others.
     /// `None` if as many wait as may.
     pub(super) fn split_off(&mut self, slots: &[Slot]) -> Option<Self> {
-        let room = self.order.room()?;
+        let room = self.order.room(self.room.of)?;
         let wake = Arc::new(Notify::new());
         self.slots.retain(|slot| !slots.contains(slot));
         for slot in slots {
@@ -106,7 +118,7 @@ impl InLine<'_> {
             slots: Slots::from_slice(slots),
             number: self.number,
             wake,
-            _room: room,
+            room,
         })
     }
 
@@ -224,11 +236,17 @@ impl InOrder {
         }
     }
 
-    /// A place for a call that waits until it is known who serves its slot; `None` if as many wait
-    /// as may.
-    pub(super) fn room(&self) -> Option<Room<'_>> {
-        let room = Room(&self.waiting);
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+    /// A place for a call that waits until it is known who serves its slot, or for a part of this
+    /// one; `None` if as many wait as may.
+    pub(super) fn room<'a>(&'a self, of: Option<&'a CallRoom>) -> Option<Room<'a>> {
+        let waiting = &self.waiting;
+        if let Some(call) = of
+            && call.parts.fetch_add(1, Ordering::AcqRel) > 0
+        {
+            return Some(Room { waiting, of });
+        }
+        let room = Room { waiting, of };
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
         (before < self.most).then_some(room)
     }
 
@@ -259,7 +277,7 @@ impl InOrder {
         entries: Entries,
         now: Instant,
         stands: impl Fn() -> bool,
-        line: &mut Option<InLine<'a>>,
+        (line, of): (&mut Option<InLine<'a>>, Option<&'a CallRoom>),
         mut attempt: Pin<&mut F>,
     ) -> Entered<'a, F::Output> {
         let deadline = entries.iter().map(|entry| entry.until).max();
@@ -267,6 +285,7 @@ impl InOrder {
         let mut entries = Some(entries);
         let tried = std::future::poll_fn(|cx| {
             let entries = entries.take().unwrap_or_default();
+            let line = (&mut *line, of);
             Poll::Ready(self.try_enter(entries, now, &stands, line, cx, attempt.as_mut()))
         });
         match tried.await {
@@ -293,7 +312,7 @@ impl InOrder {
         entries: Entries,
         now: Instant,
         stands: &impl Fn() -> bool,
-        line: &mut Option<InLine<'a>>,
+        (line, of): (&mut Option<InLine<'a>>, Option<&'a CallRoom>),
         cx: &mut Context<'_>,
         attempt: Pin<&mut F>,
     ) -> Result<(Places<'a>, Poll<F::Output>), Halted> {
@@ -316,7 +335,7 @@ impl InOrder {
         };
         if line.is_none() {
             let waiting = entries.iter().filter(|entry| at.contains(&entry.slot));
-            *line = self.line_up(waiting, &mut locks);
+            *line = self.line_up(waiting, of, &mut locks);
         }
         match line {
             Some(_) => Err(Halted::At(at, until)),
@@ -394,9 +413,10 @@ impl InOrder {
     fn line_up<'a, 'e>(
         &'a self,
         entries: impl Iterator<Item = &'e Entry>,
+        of: Option<&'a CallRoom>,
         locks: &mut Locks<'_>,
     ) -> Option<InLine<'a>> {
-        let room = self.room()?;
+        let room = self.room(of)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let wake = Arc::new(Notify::new());
         let mut slots = Slots::new();
@@ -415,7 +435,7 @@ impl InOrder {
             slots,
             number,
             wake,
-            _room: room,
+            room,
         })
     }
 

@@ -19,6 +19,7 @@ use steadfast_core::topology::{MemberIndex, Trigger};
 use super::Cluster;
 use super::journey::Limits;
 use super::node::Node;
+use super::order::CallRoom;
 use super::together::{Whole, keys_of_part};
 use crate::call::plan::{Payload, Plan, one};
 use crate::clock;
@@ -112,6 +113,8 @@ impl Cluster {
         let outcomes = match apart {
             false => {
                 let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
+                let room = CallRoom::default();
+                let limits = limits.in_one(&room);
                 let whole = Whole {
                     split,
                     plan,
@@ -197,7 +200,7 @@ impl Cluster {
         payload: Payload<'_>,
         plan: &Plan,
         options: &CallOptions,
-        limits: &Limits,
+        limits: &Limits<'_>,
     ) -> Result<BTreeMap<u16, Result<Value, Error>>, Error> {
         let reads = plan.effect == Effect::Read;
         let mut answers = BTreeMap::new();
@@ -222,7 +225,7 @@ impl Cluster {
             if nodes.is_empty() {
                 // Only a redirect has told of them: who they are, a view has to tell.
                 self.trigger(Trigger::Doubt);
-                match self.more_is_known(limits.deadline).await {
+                match self.more_is_known(limits).await {
                     true => continue,
                     false => return failed(unknown_owner()),
                 }
@@ -245,7 +248,7 @@ impl Cluster {
             // The last refusal stays: without it the others would pass for all.
             let again = elsewhere && refusals < MAX_HOPS;
             refusals += 1;
-            if again && self.more_is_known(limits.deadline).await {
+            if again && self.more_is_known(limits).await {
                 answers.retain(|_, answer| !self.is_no_primary(answer));
             }
         }

@@ -27,7 +27,7 @@ use steadfast_core::topology::Trigger;
 use self::outlook::Outlook;
 use super::journey::{Limits, no_room};
 use super::node::Node;
-use super::order::{Again, Entered, Entry, InLine, NOBODY, Places, Slots};
+use super::order::{Again, CallRoom, Entered, Entry, InLine, NOBODY, Places, Slots};
 use super::parts::indivisible;
 use super::{Aim, Cluster};
 use crate::call::Suspicion;
@@ -75,7 +75,7 @@ struct Voyage<'a> {
     pipeline: &'a Pipeline,
     plan: Plan,
     options: &'a CallOptions,
-    limits: Limits,
+    limits: Limits<'a>,
     /// The slot of what has none.
     any: Slot,
     split: SplitPipeline<'a, Error>,
@@ -168,6 +168,8 @@ impl Cluster {
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
+        let room = CallRoom::default();
+        let limits = limits.in_one(&room);
         let split =
             SplitPipeline::<Error>::new(pipeline, options.divide_mset).map_err(indivisible)?;
         let any = split.slots().next().unwrap_or_else(|| self.any_slot());
@@ -419,7 +421,7 @@ impl<'a> Voyage<'a> {
                 let entries = round.entries(limits.deadline);
                 let owner = |slot: Slot| cluster.routes.owner(slot).unwrap_or(NOBODY);
                 let stands = || goes.iter().all(|((slot, node), _)| owner(*slot) == *node);
-                let line = &mut self.line;
+                let line = (&mut self.line, limits.room);
                 let entered = cluster
                     .order
                     .enter(entries, sent, stands, line, sends.as_mut());
@@ -593,7 +595,7 @@ impl<'a> Voyage<'a> {
             let aim = match aim {
                 Some(aim) => aim,
                 None => {
-                    cluster.more_is_known(limits.deadline).await;
+                    cluster.more_is_known(&limits).await;
                     Aim::Owner
                 }
             };

@@ -36,7 +36,7 @@ pub(super) struct Whole<'a> {
     pub(super) split: &'a SplitCommand<'a>,
     pub(super) plan: &'a Plan,
     pub(super) options: &'a CallOptions,
-    pub(super) limits: Limits,
+    pub(super) limits: Limits<'a>,
 }
 
 impl<'a> Whole<'a> {

@@ -16,7 +16,7 @@ async fn enter_with(order: &InOrder, entry: Entry) -> Places<'_> {
     loop {
         let entries = Entries::from_iter([entry.clone()]);
         let attempt = pin!(ready(()));
-        let entered = order.enter(entries, clock::now(), || true, &mut line, attempt);
+        let entered = order.enter(entries, clock::now(), || true, (&mut line, None), attempt);
         match entered.await {
             Entered::Sent(places, _) => return places,
             Entered::Waited => {}
@@ -99,17 +99,32 @@ async fn t9_a_command_whose_slot_gets_another_owner_while_it_is_on_its_way_is_no
     let stands = || owner.get() == found;
     let entries = Entries::from_iter([entry(found)]);
     let mut line = None;
-    let entered = order.enter(entries, clock::now(), stands, &mut line, attempt);
+    let entered = order.enter(entries, clock::now(), stands, (&mut line, None), attempt);
     assert!(matches!(entered.await, Entered::Waited) && !sent.get());
 }
 
 #[test]
 fn t31_no_more_calls_wait_for_their_slots_than_may() {
     let order = InOrder::new(2);
-    let (first, second) = (order.room(), order.room());
-    assert!(first.is_some() && second.is_some() && order.room().is_none());
+    let (first, second) = (order.room(None), order.room(None));
+    assert!(first.is_some() && second.is_some() && order.room(None).is_none());
     drop(first);
-    assert!(order.room().is_some());
+    assert!(order.room(None).is_some());
+}
+
+#[test]
+fn t31_the_parts_of_a_call_take_one_place_together() {
+    let order = InOrder::new(1);
+    let (call, other) = (CallRoom::default(), CallRoom::default());
+    let (first, second) = (order.room(Some(&call)), order.room(Some(&call)));
+    assert!(first.is_some() && second.is_some());
+    assert!(order.room(Some(&other)).is_none() && order.room(None).is_none());
+    drop(first);
+    assert!(order.room(None).is_none(), "a part of it waits still");
+    drop(second);
+    let room = order.room(Some(&other));
+    assert!(room.is_some(), "whoever found no place has taken none");
+    assert!(order.room(Some(&call)).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +247,7 @@ fn entry_in_other(node: u16) -> Entry {
 async fn enter_both<'a>(order: &'a InOrder, line: &mut Option<InLine<'a>>) -> Entered<'a, ()> {
     let entries = Entries::from_iter([entry(2), entry_in_other(1)]);
     let attempt = pin!(ready(()));
-    let entered = order.enter(entries, clock::now(), || true, line, attempt);
+    let entered = order.enter(entries, clock::now(), || true, (line, None), attempt);
     entered.await
 }
 

@@ -42,7 +42,7 @@ impl Cluster {
     pub(super) fn line_up_for_first_view(
         &self,
         keys: BTreeMap<Slot, KeySet>,
-        limits: &Limits,
+        limits: &Limits<'_>,
     ) -> Option<Places<'_>> {
         let is_known = |slot: &Slot| self.routes.owner(*slot).is_some();
         if keys.keys().any(is_known) {
@@ -181,7 +181,7 @@ impl Voyage<'_> {
             if clock::now() + pause >= limits.deadline {
                 return Err(limits.timed_out(Certainty::Rejected));
             }
-            let room = cluster.order.room();
+            let room = cluster.order.room(limits.room);
             let _room = room.ok_or_else(|| no_room().proven_rejected())?;
             clock::sleep(pause).await;
         } else if !next.unserved.is_empty() && next.aims.is_empty() {
@@ -191,7 +191,8 @@ impl Voyage<'_> {
             let mut owners = BTreeSet::new();
             let slots = next.unserved.iter();
             let slots = slots.filter(|slot| owners.insert(cluster.routes.owner(**slot)));
-            let serves = slots.map(|slot| cluster.somebody_serves(*slot, pause, until));
+            let serves =
+                slots.map(|slot| cluster.somebody_serves(*slot, pause, (until, limits.room)));
             let serves: FuturesUnordered<_> = serves.collect();
             let mut served = pin!(serves.filter(|served| std::future::ready(*served)));
             // If nobody comes in time, the last refusal tells why.
