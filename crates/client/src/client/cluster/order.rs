@@ -12,14 +12,12 @@
 //! that no command goes where its slot was a moment before. That costs a call two short locks that
 //! it shares with one slot in 256.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -39,8 +37,6 @@ pub(super) const NOBODY: u16 = u16::MAX;
 pub(super) struct InOrder {
     next: AtomicU64,
     stripes: Box<[Mutex<Stripe>]>,
-    /// Told whenever those who wait for their turn in a stripe may have it.
-    changed: Box<[Notify]>,
     /// How many calls wait for their slot, and how many may.
     waiting: AtomicUsize,
     most: usize,
@@ -73,6 +69,8 @@ struct Stripe {
     gate: SlotGate,
     /// In their order: the oldest mostly end first.
     under_way: VecDeque<UnderWayIn>,
+    /// Those of them that wait to be sent again.
+    turns: BTreeMap<(Slot, u64), Waiter>,
     /// New commands that wait for the gate, in their order.
     line: VecDeque<Waiter>,
 }
@@ -138,6 +136,37 @@ impl Drop for InLine<'_> {
             if let Some(left) = left {
                 stripe.wake(*slot, &left.keys);
             }
+        }
+    }
+}
+
+/// The place of a command among those that wait to be sent again, until it is dropped.
+struct InTurn<'a> {
+    order: &'a InOrder,
+    command: u64,
+    slots: Slots,
+    wake: Arc<Notify>,
+}
+
+impl InTurn<'_> {
+    fn wait(&mut self, entry: &Entry, stripe: &mut Stripe) {
+        self.slots.push(entry.slot);
+        let waiter = Waiter {
+            slot: entry.slot,
+            keys: entry.keys.clone(),
+            number: self.command,
+            until: entry.until,
+            wake: Arc::clone(&self.wake),
+        };
+        stripe.turns.insert((entry.slot, self.command), waiter);
+    }
+}
+
+impl Drop for InTurn<'_> {
+    fn drop(&mut self) {
+        for slot in &self.slots {
+            let mut stripe = self.order.stripe(*slot).lock();
+            stripe.turns.remove(&(*slot, self.command));
         }
     }
 }
@@ -225,12 +254,12 @@ impl InOrder {
         let stripe = || Stripe {
             gate: SlotGate::new(),
             under_way: VecDeque::new(),
+            turns: BTreeMap::new(),
             line: VecDeque::new(),
         };
         Self {
             next: AtomicU64::new(0),
             stripes: (0..STRIPES).map(|_| Mutex::new(stripe())).collect(),
-            changed: (0..STRIPES).map(|_| Notify::new()).collect(),
             waiting: AtomicUsize::new(0),
             most,
         }
@@ -252,11 +281,6 @@ impl InOrder {
 
     fn stripe(&self, slot: Slot) -> &Mutex<Stripe> {
         &self.stripes[stripe_of(slot)]
-    }
-
-    /// Told whenever those who wait for their turn in this slot may have it.
-    fn changed(&self, slot: Slot) -> &Notify {
-        &self.changed[stripe_of(slot)]
     }
 
     /// Locks what has to do with these slots, always in the same order.
@@ -481,10 +505,9 @@ impl InOrder {
         if !stripe.gate.is_calm() {
             stripe.gate.settle(slot, command, ran);
             if let Some(ended) = ended {
+                stripe.wake_turns(slot, &ended.entry.keys);
                 stripe.wake(slot, &ended.entry.keys);
             }
-            drop(stripe);
-            self.changed(slot).notify_waiters();
         }
     }
 
@@ -497,10 +520,9 @@ impl InOrder {
         if !stripe.gate.is_calm() {
             stripe.gate.narrow(slot, command, keys);
             if let Some(before) = before {
+                stripe.wake_turns(slot, &before);
                 stripe.wake(slot, &before);
             }
-            drop(stripe);
-            self.changed(slot).notify_waiters();
         }
     }
 }
@@ -524,26 +546,15 @@ impl Stripe {
         }
     }
 
-    /// Tells those that wait for this slot, and had to wait for these keys, to look again: of each
-    /// key the first.
+    /// Tells new commands of this slot that had to wait for these keys to look again.
     fn wake(&self, slot: Slot, keys: &KeySet) {
-        // Whoever has a key that an earlier one waits for waits behind that.
-        let (mut ones, mut several) = (HashSet::new(), Vec::<&KeySet>::new());
-        let of_slot = self.line.iter().filter(|one| one.slot == slot);
-        for one in of_slot.filter(|one| one.keys.share(keys)) {
-            let is_behind = several.iter().any(|before| before.share(&one.keys));
-            if !is_behind && !matches!(&one.keys, KeySet::One(key) if ones.contains(key)) {
-                one.wake.notify_one();
-            }
-            match &one.keys {
-                // Nobody behind it is first.
-                KeySet::Unknown => return,
-                KeySet::One(_) if one.keys == *keys => return,
-                KeySet::One(key) => drop(ones.insert(*key)),
-                KeySet::Empty => {}
-                KeySet::Several(_) => several.push(&one.keys),
-            }
-        }
+        wake_first(self.line.iter().filter(|one| one.slot == slot), keys);
+    }
+
+    /// Tells the same to those that wait to be sent again.
+    fn wake_turns(&self, slot: Slot, keys: &KeySet) {
+        let turns = self.turns.range((slot, 0)..=(slot, u64::MAX));
+        wake_first(turns.map(|(_, one)| one), keys);
     }
 
     /// Closes the gate of a slot, if commands of it are under way.
@@ -556,6 +567,27 @@ impl Stripe {
             until: one.entry.until,
         });
         self.gate.close(slot, of_slot);
+    }
+}
+
+/// Tells those that had to wait for these keys to look again: of each key the first, whom the others
+/// wait for.
+fn wake_first<'w>(waiting: impl Iterator<Item = &'w Waiter>, keys: &KeySet) {
+    // Whoever has a key that an earlier one waits for waits behind that.
+    let (mut ones, mut several) = (HashSet::new(), Vec::<&KeySet>::new());
+    for one in waiting.filter(|one| one.keys.share(keys)) {
+        let is_behind = several.iter().any(|before| before.share(&one.keys));
+        if !is_behind && !matches!(&one.keys, KeySet::One(key) if ones.contains(key)) {
+            one.wake.notify_one();
+        }
+        match &one.keys {
+            // Nobody behind it is first.
+            KeySet::Unknown => return,
+            KeySet::One(_) if one.keys == *keys => return,
+            KeySet::One(key) => drop(ones.insert(*key)),
+            KeySet::Empty => {}
+            KeySet::Several(_) => several.push(&one.keys),
+        }
     }
 }
 
@@ -583,16 +615,15 @@ impl Places<'_> {
     ) -> Again<F::Output> {
         let order = self.order;
         self.park(goes);
-        let mut stripes: SmallVec<[usize; 1]> =
-            goes.iter().map(|(slot, _)| stripe_of(*slot)).collect();
-        stripes.sort_unstable();
-        stripes.dedup();
+        let mut turn = InTurn {
+            order,
+            command: self.command,
+            slots: Slots::new(),
+            wake: Arc::new(Notify::new()),
+        };
         loop {
-            // Whatever changes in them from now on is heard of.
-            let changed = stripes.iter().map(|at| order.changed[*at].notified());
-            let mut changed: FuturesUnordered<_> = changed.collect();
             let tried = std::future::poll_fn(|cx| {
-                Poll::Ready(match self.try_again(goes) {
+                Poll::Ready(match self.try_again(goes, &mut turn) {
                     Ok(locks) => {
                         let polled = attempt.as_mut().poll(cx);
                         drop(locks);
@@ -604,9 +635,8 @@ impl Places<'_> {
             let (waits, until) = match tried.await {
                 Ok(sent) => {
                     // Whoever is to come behind it on this node may.
-                    for (slot, _) in goes {
-                        order.changed(*slot).notify_waiters();
-                    }
+                    drop(turn);
+                    goes.iter().for_each(|(slot, _)| self.wake_turns(*slot));
                     return sent;
                 }
                 Err(Turned::Overtaken(slots)) => return Again::Overtaken(slots),
@@ -616,7 +646,7 @@ impl Places<'_> {
                 return Again::Divided(waits);
             }
             let until = until.min(deadline);
-            let waited = clock::timeout_at(until, changed.next()).await;
+            let waited = clock::timeout_at(until, turn.wake.notified()).await;
             if waited.is_none() && until >= deadline {
                 return Again::TimedOut;
             }
@@ -629,7 +659,15 @@ impl Places<'_> {
             let mut stripe = self.order.stripe(*slot).lock();
             stripe.gate.park(*slot, self.command);
             drop(stripe);
-            self.order.changed(*slot).notify_waiters();
+            self.wake_turns(*slot);
+        }
+    }
+
+    /// Tells those that wait for their turn behind it, or before it, to look again.
+    fn wake_turns(&self, slot: Slot) {
+        if let Some(entry) = self.entries.iter().find(|entry| entry.slot == slot) {
+            let stripe = self.order.stripe(slot).lock();
+            stripe.wake_turns(slot, &entry.keys);
         }
     }
 
@@ -656,10 +694,15 @@ impl Places<'_> {
         stripe.close(slot);
         let keys = entry.keys.clone();
         stripe.gate.hold(slot, self.command, keys, entry.until);
+        stripe.wake_turns(slot, &entry.keys);
     }
 
     /// Locks its slots, if it is its turn in all of them.
-    fn try_again(&mut self, goes: &[(Slot, u16)]) -> Result<Locks<'_>, Turned> {
+    fn try_again(
+        &mut self,
+        goes: &[(Slot, u16)],
+        turn: &mut InTurn<'_>,
+    ) -> Result<Locks<'_>, Turned> {
         let order = self.order;
         let mut locks = order.lock(goes.iter().map(|(slot, _)| *slot));
         let (mut waits, mut overtaken) = (Slots::new(), Slots::new());
@@ -679,6 +722,11 @@ impl Places<'_> {
             return Err(Turned::Overtaken(overtaken));
         }
         if let Some(until) = first {
+            for entry in self.entries.iter() {
+                if waits.contains(&entry.slot) && !turn.slots.contains(&entry.slot) {
+                    turn.wait(entry, locked(&mut locks, entry.slot));
+                }
+            }
             return Err(Turned::Waits(waits, until));
         }
         for (slot, node) in goes {
