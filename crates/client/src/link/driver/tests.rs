@@ -5,6 +5,7 @@ use std::future::Future;
 use futures_util::FutureExt;
 use redis::Value;
 use steadfast_core::conn::Reply;
+use steadfast_core::policy::breaker::State;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
@@ -252,7 +253,7 @@ async fn c12_while_the_socket_takes_no_more_what_nobody_waits_for_is_taken_out()
 async fn c7_the_end_of_a_silence_says_how_many_of_unknown_outcome_were_given_up_meanwhile() {
     let mut rig = Rig::new();
     let begun = clock::now();
-    let [_hasty, _counted] = [3, 5].map(|seconds| rig.submit("x", seconds * SECOND));
+    let _given_up = [3, 5, 5].map(|seconds| rig.submit("x", seconds * SECOND));
     let patient = rig.submit(&"x".repeat(100_000), 60 * SECOND);
     let unwritten = rig.submit("x", 5 * SECOND);
     rig.turn().await;
@@ -279,11 +280,26 @@ async fn c7_the_end_of_a_silence_says_how_many_of_unknown_outcome_were_given_up_
     while rig.heard().await.len() > 1 {
         rig.turn().await;
     }
-    rig.say("+late\r\n+late\r\n+OK\r\n").await;
+    rig.say("+late\r\n+late\r\n+late\r\n+OK\r\n").await;
     rig.turn().await;
     let Ok(Signal::Recovered(quiet, given_up)) = rig.signals.try_recv() else {
         panic!("it is no longer");
     };
-    assert_eq!((quiet, given_up), (6 * SECOND, 1));
+    assert_eq!((quiet, given_up), (6 * SECOND, 2));
     assert!(matches!(ended(patient), Ended::Answered { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c9_slow_replies_open_the_breaker_unless_their_calls_were_given_longer_than_usual() {
+    for (longer, state) in [(MOMENT, State::Closed), (Duration::ZERO, State::Open)] {
+        let mut rig = Rig::new();
+        let limit = rig.shared.settings.deadline + longer;
+        let slow = rig.shared.settings.breaker.slow_call.expect("a default");
+        let _asked: Vec<_> = (0..30).map(|_| rig.submit("x", limit)).collect();
+        rig.turn().await;
+        rig.pass(slow + MOMENT).await;
+        rig.say(&"+OK\r\n".repeat(30)).await;
+        rig.turn().await;
+        assert_eq!(rig.shared.breaker.state(), state, "{longer:?}");
+    }
 }
