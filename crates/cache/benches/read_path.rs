@@ -3,13 +3,15 @@
 //! `cargo bench -p steadfast-cache`. The figures to compare are those of one run on one machine.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::hash::BuildHasher;
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cached::Cached;
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use futures_util::FutureExt;
 use steadfast_cache::{Cache, Database, DatabaseOptions, LoadError, Ttl, View};
 
@@ -22,8 +24,19 @@ fn keys() -> Vec<String> {
     keys
 }
 
-/// A view that holds all the keys, each with one tag or none.
-fn filled(tag: Option<&str>) -> (tokio::runtime::Runtime, View<Bytes>) {
+/// A value of one's own type, of which the cache does not know what a clone of it runs.
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+struct User {
+    number: u64,
+    since: u64,
+}
+
+/// A view that holds the value under all the keys, each with one tag or none.
+fn filled<V: Clone + Send + Sync + 'static>(
+    value: V,
+    tag: Option<&str>,
+    view_of: impl FnOnce(&Cache) -> View<V>,
+) -> (tokio::runtime::Runtime, View<V>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -41,18 +54,18 @@ fn filled(tag: Option<&str>) -> (tokio::runtime::Runtime, View<Bytes>) {
             .build()
             .await
             .unwrap();
-        let view = cache.view_of_bytes("user").unwrap().prefix("");
+        let view = view_of(&cache).prefix("");
         for key in keys() {
-            let value = || async { Ok(Some(Bytes::from_static(&[b'x'; 64]))) };
+            let value = value.clone();
             let read = view.read(&key).tags(tag.as_slice());
-            read.get(value).await.unwrap();
+            read.get(|| async { Ok(Some(value)) }).await.unwrap();
         }
         view
     });
     (runtime, view)
 }
 
-async fn never() -> Result<Option<Bytes>, LoadError> {
+async fn never<V>() -> Result<Option<V>, LoadError> {
     unreachable!("everything is in memory")
 }
 
@@ -89,61 +102,81 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// Measures one subject on so many threads, which is given each key in turn.
+fn row(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    threads: usize,
+    keys: &[String],
+    hit: impl Fn(&String) + Sync,
+) {
+    group.bench_function(BenchmarkId::new(name, threads), |b| {
+        b.iter_custom(|rounds| {
+            on_threads(threads, rounds, |rounds| {
+                rounds.for_each(|n| hit(&keys[n % KEYS]));
+            })
+        });
+    });
+}
+
 fn hits(c: &mut Criterion) {
-    let (_runtime, view) = filled(None);
-    let (_other_runtime, tagged) = filled(Some("users"));
+    let bytes = Bytes::from_static(&[b'x'; 64]);
+    let of_bytes = |cache: &Cache| cache.view_of_bytes("user").unwrap();
+    let (_runtime, view) = filled(bytes.clone(), None, of_bytes);
+    let (_runtime, tagged) = filled(bytes.clone(), Some("users"), of_bytes);
+    let user = User {
+        number: 7,
+        since: 1843,
+    };
+    let (_runtime, own) = filled(user, None, |cache| cache.view("user").unwrap());
     let keys = keys();
     let bare: moka::sync::Cache<String, Bytes> = moka::sync::Cache::new(1_000_000);
-    for key in &keys {
-        bare.insert(key.clone(), Bytes::from_static(&[b'x'; 64]));
-    }
     // What `#[cached]` keeps behind a function: a map that orders by use, so that a hit writes,
     // under one lock.
     let mut lru = cached::LruCache::new(1_000_000);
+    let quick = quick_cache::sync::Cache::<String, Bytes>::new(1_000_000);
     for key in &keys {
-        lru.cache_set(key.clone(), Bytes::from_static(&[b'x'; 64]));
+        bare.insert(key.clone(), bytes.clone());
+        lru.cache_set(key.clone(), bytes.clone());
+        quick.insert(key.clone(), bytes.clone());
     }
     let lru = parking_lot::Mutex::new(lru);
+    let hasher = foldhash::quality::RandomState::default();
     let mut group = c.benchmark_group("memory_hit");
     for threads in [1, 2] {
-        group.bench_function(BenchmarkId::new("steadfast", threads), |b| {
-            b.iter_custom(|rounds| {
-                on_threads(threads, rounds, |rounds| {
-                    for n in rounds {
-                        let answer = view.get(&keys[n % KEYS], never).now_or_never();
-                        black_box(answer.unwrap().unwrap());
-                    }
-                })
-            });
+        row(&mut group, "steadfast", threads, &keys, |key| {
+            let answer = view.get(key, never).now_or_never();
+            black_box(answer.unwrap().unwrap());
         });
-        group.bench_function(BenchmarkId::new("steadfast_with_a_tag", threads), |b| {
-            b.iter_custom(|rounds| {
-                on_threads(threads, rounds, |rounds| {
-                    for n in rounds {
-                        let read = tagged.read(&keys[n % KEYS]).tag("users");
-                        let answer = read.get(never).now_or_never();
-                        black_box(answer.unwrap().unwrap());
-                    }
-                })
-            });
+        row(&mut group, "steadfast_with_a_tag", threads, &keys, |key| {
+            let answer = tagged.read(key).tag("users").get(never).now_or_never();
+            black_box(answer.unwrap().unwrap());
         });
-        group.bench_function(BenchmarkId::new("cached_lru", threads), |b| {
-            b.iter_custom(|rounds| {
-                on_threads(threads, rounds, |rounds| {
-                    for n in rounds {
-                        black_box(lru.lock().cache_get(&keys[n % KEYS]).cloned().unwrap());
-                    }
-                })
-            });
+        row(
+            &mut group,
+            "steadfast_with_a_type_of_ones_own",
+            threads,
+            &keys,
+            |key| {
+                let answer = own.get(key, never).now_or_never();
+                black_box(answer.unwrap().unwrap());
+            },
+        );
+        row(&mut group, "cached_lru", threads, &keys, |key| {
+            black_box(lru.lock().cache_get(key).cloned().unwrap());
         });
-        group.bench_function(BenchmarkId::new("bare_moka", threads), |b| {
-            b.iter_custom(|rounds| {
-                on_threads(threads, rounds, |rounds| {
-                    for n in rounds {
-                        black_box(bare.get(&keys[n % KEYS]).unwrap());
-                    }
-                })
-            });
+        row(&mut group, "bare_moka", threads, &keys, |key| {
+            black_box(bare.get(key).unwrap());
+        });
+        row(&mut group, "bare_quick_cache", threads, &keys, |key| {
+            black_box(quick.get(key).unwrap());
+        });
+        // What is in all the others: the next key is fetched and hashed.
+        row(&mut group, "the_key_alone", threads, &keys, |key| {
+            black_box(hasher.hash_one(key.as_bytes()));
+        });
+        row(&mut group, "the_clock_alone", threads, &keys, |_| {
+            black_box(now());
         });
     }
     group.finish();
