@@ -248,7 +248,8 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let (name, ttl, now) = (view.name(&self.key), view.ttl(), began.into());
         let held = view.held(&self.key, &name, &self.tags);
         let entry = held.as_ref().map(|held| held.loaded.entry.clone());
-        let mut job = Job::new(view, self.all_tags(&name), entry.clone());
+        // In a box, as the wait below: what a hit in Redis holds while it waits is small then.
+        let mut job = Box::new(Job::new(view, self.all_tags(&name), entry.clone()));
         if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
             && let Some(answer) = view.hit(&entry, entry.age(now))
         {
@@ -256,7 +257,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
                 && !view.has_just_failed(&name, &ttl, now)
             {
                 job.early = true;
-                view.board(&name, job, load);
+                view.board(&name, *job, load);
             }
             return Ok(answer);
         }
@@ -284,10 +285,10 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
                 }
             }
         } else {
-            view.board(&name, job, load)
+            view.board(&name, *job, load)
         };
-        let ending = wait(view, follower, held, &ttl, began, parent).await;
-        conclude(view, ending, self.default)
+        let waiting = wait(view, follower, held, &ttl, began, parent);
+        conclude(view, Box::pin(waiting).await, self.default)
     }
 
     /// Loads whatever is held.
@@ -361,7 +362,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     async fn look_or_board<L, F>(
         &self,
         name: &[u8],
-        mut job: Job<V>,
+        mut job: Box<Job<V>>,
         load: L,
         mut began: Instant,
     ) -> Boarded
@@ -409,7 +410,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 }
             }
         };
-        cache.under_way.spawn(load::lead(leader, job, load, began));
+        cache.under_way.spawn(load::lead(leader, *job, load, began));
         Boarded::Waiting(follower, None)
     }
 }
@@ -484,5 +485,29 @@ where
             let job = Job::new(self.view, tags, self.held.take());
             self.view.board(self.name, job, load);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parts::Cache;
+    use crate::sql::{Database, DatabaseOptions};
+
+    /// Hundreds of them wait at once, and are to lie in the processor's nearest caches.
+    #[tokio::test]
+    async fn k1_a_read_that_waits_for_redis_is_small() {
+        let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
+        let builder = Cache::builder(database).class("user", Ttl::default());
+        let users = builder
+            .build()
+            .await
+            .unwrap()
+            .view::<String>("user")
+            .unwrap();
+        let load = || async { Ok(None) };
+        let bytes = size_of_val(&users.read(7).get_otherwise(load));
+        println!("a read takes {bytes} bytes");
+        assert!(bytes <= 2048, "{bytes}");
     }
 }

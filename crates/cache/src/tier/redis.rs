@@ -223,7 +223,7 @@ impl RedisTier {
             Some(epoch_view) => epoch_view,
             None => {
                 allowance
-                    .spend(|limit| self.epoch_guard.epoch_view(limit))
+                    .spend(|limit| Box::pin(self.epoch_guard.epoch_view(limit)))
                     .await?
             }
         };

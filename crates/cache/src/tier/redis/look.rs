@@ -80,7 +80,7 @@ impl RedisTier {
         match self.look_once(wanted, epoch_view, allowance, carries).await {
             Err(RedisFailure::Replaced) => {
                 let epoch_view = self.epoch_view(allowance).await?;
-                self.look_once(wanted, epoch_view, allowance, carries).await
+                Box::pin(self.look_once(wanted, epoch_view, allowance, carries)).await
             }
             other => other,
         }
@@ -118,7 +118,9 @@ impl RedisTier {
         };
         if !unnamed.is_empty() {
             let names: Vec<&[u8]> = unnamed.iter().map(|(name, _)| *name).collect();
-            if !carries(&names) || !self.hold(&unnamed, &seen.epoch_view, allowance).await? {
+            if !carries(&names)
+                || !Box::pin(self.hold(&unnamed, &seen.epoch_view, allowance)).await?
+            {
                 return Ok(Lookup::Miss(seen));
             }
         }
@@ -166,8 +168,10 @@ impl RedisTier {
             return found;
         }
         let names = self.names_of(wanted, epoch_view);
+        // In a box, as all that a read does not do for a hit among many: what it holds while it
+        // waits is small then.
         let answer = allowance
-            .spend(|limit| self.ask_alone(&names, limit))
+            .spend(|limit| Box::pin(self.ask_alone(&names, limit)))
             .await?;
         let Some((left, mut found)) = time_and_texts(answer) else {
             return Err(ANOTHER_SHAPE);
