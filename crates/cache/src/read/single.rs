@@ -507,7 +507,6 @@ mod tests {
             .unwrap();
         let load = || async { Ok(None) };
         let bytes = size_of_val(&users.read(7).get_otherwise(load));
-        println!("a read takes {bytes} bytes");
         assert!(bytes <= 2048, "{bytes}");
     }
 }
