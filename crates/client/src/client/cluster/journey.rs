@@ -285,10 +285,12 @@ impl<'a> Journey<'a> {
             let routing = self.routing(&node, &error);
             let routed = routing.as_ref();
             let Some(next) = self.next(&node, &aim, (&error, before, routed), sent) else {
+                // A refusal of the server or the cluster lets earlier ones of its keys go ahead still.
+                let refused = routing.is_some() && !self.is_of_script(&error);
                 let error = error.at_best(before);
-                if error.certainty() == Certainty::Unknown
-                    || matches!(error.kind(), ErrorKind::Server(_))
-                {
+                let ran = matches!(error.kind(), ErrorKind::Server(_)) && !refused;
+                let unknown = error.certainty() == Certainty::Unknown;
+                if ran || unknown || self.so_far == Certainty::Unknown {
                     self.has_run();
                 }
                 return Err(node.blame(error).at_least(self.so_far));

@@ -207,7 +207,7 @@ impl Cluster {
         let mut refusals = 0;
         loop {
             let owners = self.owners();
-            // KeySet that have gone over to another node would count twice.
+            // Keys that have gone over to another node would count twice.
             answers.retain(|owner, _| !reads || owners.contains(owner));
             let missing = owners.iter().filter(|owner| !answers.contains_key(owner));
             let missing: Vec<u16> = missing.copied().collect();

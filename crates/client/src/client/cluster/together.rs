@@ -125,12 +125,17 @@ impl Cluster {
                     Poll::Pending => attempt.await,
                 }
             };
-            let (ended, mut outcomes) = match wait.is_empty() {
-                true => (answered.await, Vec::new()),
-                false => tokio::join!(answered, self.each_alone(wait, whole)),
-            };
             let begun = (&node, sent, places);
-            outcomes.extend(self.taken_apart(&numbers, ended, begun, whole).await);
+            // Those that wait hold up none of the others.
+            let taken = async {
+                let ended = answered.await;
+                self.taken_apart(&numbers, ended, begun, whole).await
+            };
+            let (mut outcomes, waited) = match wait.is_empty() {
+                true => (taken.await, Vec::new()),
+                false => tokio::join!(taken, self.each_alone(wait, whole)),
+            };
+            outcomes.extend(waited);
             return outcomes;
         }
         self.each_alone(wait, whole).await
