@@ -46,6 +46,8 @@ pub(crate) struct Backlog {
     pub(crate) unsent: usize,
     /// Bytes that are not written of the longest request.
     pub(crate) longest: usize,
+    /// Whether one of them travels apart from the others.
+    pub(crate) apart: bool,
 }
 
 impl Backlog {
@@ -54,6 +56,7 @@ impl Backlog {
             awaiting: conn.awaiting(),
             unsent: conn.unsent(),
             longest: conn.unsent_longest(),
+            apart: conn.has_apart(),
         }
     }
 }
@@ -323,7 +326,8 @@ impl SubmitQueue {
         queue.attend(backlog);
         let authenticates =
             |command: &DriverCommand| matches!(command, DriverCommand::Reauthenticate(_));
-        if !queue.commands.iter().any(authenticates) {
+        let stays = backlog.apart && !all || queue.commands.iter().any(authenticates);
+        if !stays {
             std::mem::swap(&mut queue.batch, spare);
         }
         if spare.has_apart() && !all {

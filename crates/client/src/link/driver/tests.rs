@@ -78,6 +78,10 @@ impl Rig {
     }
 
     fn submit(&self, command: &str, limit: Duration) -> Submitted {
+        self.submit_as(command, limit, false)
+    }
+
+    fn submit_as(&self, command: &str, limit: Duration, apart: bool) -> Submitted {
         let now = clock::now();
         let submission = Submission {
             replies: 1,
@@ -87,7 +91,7 @@ impl Rig {
             seq: None,
             only_fenced: false,
             read_only: false,
-            apart: false,
+            apart,
         };
         let submitted = self.queue.submit(submission, |out: &mut Vec<u8>| {
             out.extend_from_slice(command.as_bytes());
@@ -287,6 +291,31 @@ async fn c7_the_end_of_a_silence_says_how_many_of_unknown_outcome_were_given_up_
     };
     assert_eq!((quiet, given_up), (6 * SECOND, 2));
     assert!(matches!(ended(patient), Ended::Answered { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c20_what_comes_behind_one_that_travels_apart_waits_for_it_but_not_for_ever() {
+    let mut rig = Rig::new();
+    let patience = rig.shared.settings.response_idle_timeout;
+    let limit = 9 * patience;
+    let _asked = [("a", true), ("b", false), ("c", false)]
+        .map(|(command, apart)| rig.submit_as(command, limit, apart));
+    rig.turn().await;
+    assert_eq!(rig.heard().await, "a");
+    rig.pass(patience - 2 * MOMENT).await;
+    assert_eq!(rig.heard().await, "", "it is not answered");
+    rig.pass(4 * MOMENT).await;
+    assert_eq!(rig.heard().await, "bc", "they have waited enough");
+    let _asked = rig.submit_as("d", limit, true);
+    let _behind = rig.submit("e", limit);
+    rig.turn().await;
+    assert_eq!(rig.heard().await, "", "others are under way");
+    rig.say("+a\r\n+b\r\n+c\r\n").await;
+    rig.turn().await;
+    assert_eq!(rig.heard().await, "d");
+    rig.say("+d\r\n").await;
+    rig.turn().await;
+    assert_eq!(rig.heard().await, "e", "it is answered");
 }
 
 #[tokio::test(start_paused = true)]

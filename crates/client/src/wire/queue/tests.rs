@@ -125,6 +125,7 @@ fn c11_one_large_value_that_waits_does_not_shut_out_the_others() {
         awaiting: 10,
         unsent: 4_090,
         longest: 4_000,
+        apart: false,
     };
     assert!(queue.park(Waker::noop(), held, Left::Nothing));
     let _last = submit(&queue, 10, BOUND).expect("there is room");
