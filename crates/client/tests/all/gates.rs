@@ -105,6 +105,56 @@ async fn t8_t9_while_keys_of_a_slot_are_apart_only_what_shares_a_key_with_who_wa
 }
 
 #[tokio::test]
+async fn t8_a_part_that_waits_for_its_slot_holds_up_none_that_is_redirected() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(60_000)).connect().await.unwrap();
+    let (one, two) = (
+        key_of(&cluster, 0, "one").await,
+        key_of(&cluster, 0, "two").await,
+    );
+    let apart = [format!("{{{one}}}a"), format!("{{{one}}}b")];
+    for key in [&apart[0], &apart[1], &two] {
+        client.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
+    }
+    // Of one slot a key has gone, of the other all have.
+    let (one, whole) = ([slot(&one)], [slot(&two)]);
+    cluster.begin_migration(&one, 0, 1).await.unwrap();
+    cluster.move_keys(&one, 0, 1, 1).await.unwrap();
+    cluster.begin_migration(&whole, 0, 1).await.unwrap();
+    cluster.move_keys(&whole, 0, 1, 1).await.unwrap();
+
+    let both = cmd(&format!("MSET {} 1 {} 1", apart[0], apart[1]));
+    let mut both = pin!(client.send(&both));
+    assert!(futures_util::poll!(&mut both).is_pending());
+    let tries = client.status().cluster.unwrap().redirects;
+    tokio::select! {
+        _ = &mut both => panic!("its keys are apart"),
+        () = until("it was tried again", || {
+            client.status().cluster.unwrap().redirects > tries + 3
+        }) => {}
+    }
+    let delete = cmd(&format!("DEL {} {two}", apart[0]));
+    let mut delete = pin!(client.send(&delete));
+    let gone = async {
+        while cluster.node(1).command(&["DBSIZE"]).await.unwrap() != Value::Int(1) {
+            tokio::time::sleep(ms(10)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = &mut both => panic!("its keys are apart"),
+        _ = &mut delete => panic!("it has overtaken the one before"),
+        () = gone => {}
+    }
+    cluster.move_keys(&one, 0, 1, 10).await.unwrap();
+    cluster.end_migration(&one, 0, 1).await.unwrap();
+    let (both, deleted) = tokio::join!(both, delete);
+    both.unwrap();
+    assert_eq!(deleted.unwrap(), Value::Int(2));
+}
+
+#[tokio::test]
 async fn t9_c2_a_call_that_was_never_sent_says_so_though_its_turn_is_lost() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let builder = Client::builder(&cluster.url()).unwrap();
