@@ -25,6 +25,7 @@ mod malformed;
 mod members;
 mod order;
 mod outage;
+mod pipelines;
 mod promises;
 mod pubsub;
 mod replicas;

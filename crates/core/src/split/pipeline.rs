@@ -7,7 +7,7 @@
 
 mod again;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use redis::{Pipeline, ServerError, Value};
@@ -66,14 +66,38 @@ struct Unit<E> {
     effect: Effect,
     errors: Errors,
     state: State<E>,
-    /// Whether it may have run in an attempt that was not answered, whatever came of a later one.
-    may_have_run: bool,
+    /// How much is known of its earlier attempts, whatever came of a later one.
+    so_far: Certainty,
     /// The redirect that was answered to it last.
     redirect: Option<Routing>,
     /// Whether nothing but a redirect has it sent again.
     ends_here: bool,
     /// Whether its redirect is none: a script has written the words.
     has_run: bool,
+    /// Whether it is a read that was answered TRYAGAIN.
+    aside: bool,
+}
+
+impl<E> Unit<E> {
+    fn target(&self) -> Target<'_> {
+        Target {
+            slot: self.slot,
+            keys: &self.keys,
+            redirect: self.redirect.as_ref(),
+            aside: self.aside,
+        }
+    }
+
+    /// Whether it may have run in an attempt that was not answered.
+    fn may_have_run(&self) -> bool {
+        self.so_far == Certainty::Unknown
+    }
+
+    /// Whether it has to come behind an earlier command with these keys and that effect.
+    fn follows(&self, (keys, effect): &(KeySet, Effect)) -> bool {
+        let reads = self.effect == Effect::Read && *effect == Effect::Read;
+        !reads && keys.share(&self.keys)
+    }
 }
 
 enum State<E> {
@@ -94,9 +118,14 @@ pub struct Target<'r> {
     pub keys: &'r KeySet,
     /// The redirect that was answered to it last: MOVED, ASK or TRYAGAIN.
     pub redirect: Option<&'r Routing>,
-    /// What a repeat of it would do.
-    pub effect: Effect,
+    /// Whether it is a read that was answered TRYAGAIN: it waits for its keys for as long as they
+    /// are apart, so that nobody should wait for it.
+    pub aside: bool,
 }
+
+/// The commands of a slot that come before another one and are to be sent too, by the part that
+/// they are in; `None` for what may still wait when that is sent.
+type Before = BTreeMap<Option<usize>, Vec<(KeySet, Effect)>>;
 
 /// The commands for one node, in their order.
 #[derive(Clone)]
@@ -159,10 +188,11 @@ impl<'a, E> SplitPipeline<'a, E> {
                     effect: class.effect,
                     errors: class.errors,
                     state: State::Waiting,
-                    may_have_run: false,
+                    so_far: Certainty::NotSent,
                     redirect: None,
                     ends_here: false,
                     has_run: false,
+                    aside: false,
                 });
             };
             let mut divided = None;
@@ -198,23 +228,34 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// What is asked of a node in answer to ASK is a part of its own, because ASKING holds for one
     /// command. Of one slot no command is in an earlier part than the command before it: parts that
     /// are submitted in their order keep that of each key.
+    ///
+    /// What would be sent to another node than an earlier command of its key, or beside one that
+    /// was answered TRYAGAIN, is held back and waits as before, or it could run first.
     pub fn to_send<N: Eq>(&mut self, mut node_of: impl FnMut(Target<'_>) -> N) -> Vec<NodePart<N>> {
         let mut parts: Vec<NodePart<N>> = Vec::new();
         // Before the first redirect one slot has one node, and so one part.
         let redirected = self.units.iter().any(|unit| unit.redirect.is_some());
-        let mut by_slot: HashMap<Slot, usize> = HashMap::new();
+        let mut by_slot: HashMap<Slot, (usize, Before)> = HashMap::new();
         for (number, unit) in self.units.iter_mut().enumerate() {
             if !matches!(unit.state, State::Waiting) {
                 continue;
             }
-            let node = node_of(Target {
-                slot: unit.slot,
-                keys: &unit.keys,
-                redirect: unit.redirect.as_ref(),
-                effect: unit.effect,
-            });
+            let node = node_of(unit.target());
+            let of_slot = unit.slot.filter(|_| redirected);
+            let mut of_slot = of_slot.map(|slot| by_slot.entry(slot).or_default());
+            if let Some((_, before)) = &mut of_slot {
+                let elsewhere = |at: &Option<usize>| at.is_none_or(|at| parts[at].node != node);
+                let mut before_it = before.iter().filter(|(at, _)| elsewhere(at));
+                if before_it.any(|(_, ones)| ones.iter().any(|one| unit.follows(one))) {
+                    // What it was answered is old by the time that it is sent.
+                    unit.redirect = None;
+                    let held = before.entry(None).or_default();
+                    held.push((unit.keys.clone(), unit.effect));
+                    continue;
+                }
+            }
             let asking = matches!(unit.redirect, Some(Routing::Ask(_)));
-            let least = unit.slot.and_then(|slot| by_slot.get(&slot).copied());
+            let least = of_slot.as_ref().map(|(least, _)| *least);
             let is_it = |part: &NodePart<N>| part.asking == asking && part.node == node;
             let found = parts.iter().rposition(is_it);
             let at = match found.filter(|at| Some(*at) >= least) {
@@ -229,8 +270,11 @@ impl<'a, E> SplitPipeline<'a, E> {
                     parts.len() - 1
                 }
             };
-            if let Some(slot) = unit.slot.filter(|_| redirected) {
-                by_slot.insert(slot, at);
+            if let Some((least, before)) = of_slot {
+                *least = at;
+                let waits = matches!(unit.redirect, Some(Routing::TryAgain));
+                let beside = before.entry((!waits).then_some(at)).or_default();
+                beside.push((unit.keys.clone(), unit.effect));
             }
             parts[at].units.push(number);
             unit.state = State::Sent;
@@ -261,13 +305,14 @@ impl<'a, E> SplitPipeline<'a, E> {
                 continue;
             }
             match (answers.next(), &failed) {
-                (Some(value), _) => unit.state = State::Answered(value),
+                (Some(value), _) => {
+                    unit.so_far = unit.so_far.max(Certainty::Rejected);
+                    unit.state = State::Answered(value);
+                }
                 (None, Some(failed)) => {
                     let mut failed = failed.clone();
-                    unit.may_have_run |= failed.certainty == Certainty::Unknown;
-                    if unit.may_have_run {
-                        failed.certainty = Certainty::Unknown;
-                    }
+                    unit.so_far = unit.so_far.max(failed.certainty);
+                    failed.certainty = unit.so_far;
                     unit.state = State::Failed(failed);
                 }
                 (None, None) => {}
@@ -338,28 +383,20 @@ impl<'a, E> SplitPipeline<'a, E> {
     pub fn may_have_run_before(&mut self, units: &[usize]) {
         for number in units {
             if let Some(unit) = self.units.get_mut(*number) {
-                unit.may_have_run = true;
+                unit.so_far = Certainty::Unknown;
             }
         }
     }
 
     /// Ends commands that are to be sent, and are not after all, where there is a reason why. What
-    /// may have run in an earlier attempt is of unknown outcome.
+    /// was refused in an earlier attempt is rejected, and what may have run of unknown outcome.
     pub fn end(&mut self, mut why: impl FnMut(Target<'_>) -> Option<Failed<E>>) {
         for unit in &mut self.units {
             if !matches!(unit.state, State::Waiting) {
                 continue;
             }
-            let why = why(Target {
-                slot: unit.slot,
-                keys: &unit.keys,
-                redirect: unit.redirect.as_ref(),
-                effect: unit.effect,
-            });
-            if let Some(mut failed) = why {
-                if unit.may_have_run {
-                    failed.certainty = Certainty::Unknown;
-                }
+            if let Some(mut failed) = why(unit.target()) {
+                failed.certainty = failed.certainty.max(unit.so_far);
                 unit.state = State::Failed(failed);
                 unit.ends_here = true;
             }
@@ -397,14 +434,30 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// Returns the slots of what is to be sent, or sent again, and is not under way, as often as
     /// they occur; `None` for what any primary serves.
     pub fn waiting_slots(&self) -> impl Iterator<Item = Option<Slot>> {
-        self.waiting().map(|(slot, _)| slot)
+        self.waiting().map(|target| target.slot)
     }
 
-    /// Returns the same, each with the keys of a command.
-    pub fn waiting(&self) -> impl Iterator<Item = (Option<Slot>, &KeySet)> {
+    /// Returns where each of these commands belongs.
+    pub fn waiting(&self) -> impl Iterator<Item = Target<'_>> {
         let waits = |unit: &&Unit<E>| matches!(unit.state, State::Waiting);
-        let waiting = self.units.iter().filter(waits);
-        waiting.map(|unit| (unit.slot, &unit.keys))
+        self.units.iter().filter(waits).map(Unit::target)
+    }
+
+    /// Returns where each command belongs that has run, or may have.
+    pub fn ran(&self) -> impl Iterator<Item = Target<'_>> {
+        let ran =
+            |unit: &&Unit<E>| !matches!(unit.state, State::Elsewhere) && self.may_have_run(unit);
+        self.units.iter().filter(ran).map(Unit::target)
+    }
+
+    /// Returns whether all commands have run, or may have.
+    pub fn has_run(&self) -> bool {
+        self.units.iter().all(|unit| self.may_have_run(unit))
+    }
+
+    /// Returns where a command belongs, given by its number.
+    pub fn target(&self, unit: usize) -> Option<Target<'_>> {
+        self.units.get(unit).map(Unit::target)
     }
 
     /// Returns the slot of a command, given by its number.
@@ -449,7 +502,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                 effect = unit.effect;
                 match unit.state {
                     // Refused now, but perhaps not in an earlier attempt.
-                    State::Answered(Value::ServerError(error)) if unit.may_have_run => {
+                    State::Answered(Value::ServerError(error)) if unit.may_have_run() => {
                         Err(Failed {
                             error: E::from(error),
                             certainty: Certainty::Unknown,
@@ -460,9 +513,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                     State::Waiting | State::Sent | State::Elsewhere => {
                         let mut failed = never_sent();
                         // Not this time, but perhaps in an earlier attempt.
-                        if unit.may_have_run {
-                            failed.certainty = Certainty::Unknown;
-                        }
+                        failed.certainty = unit.so_far;
                         Err(failed)
                     }
                 }

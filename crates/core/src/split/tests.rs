@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use redis::{Cmd, ServerError, Value, pipe};
 
-use super::pipeline::{CommandOutcome, PipelineFailed, SplitPipeline, Terms};
+use super::pipeline::{CommandOutcome, PipelineFailed, SplitPipeline, Target, Terms};
 use super::*;
 use crate::command::Effect;
 use crate::command::place::Joining;
+use crate::redirect::Routing;
 use crate::redis_rs::CommandRef;
 use crate::slot::KeySet;
 
@@ -464,7 +465,8 @@ fn t6_each_command_that_was_answered_ask_is_marked_for_an_asking_of_its_own() {
         split.again(ALL, |_| false),
         pipeline::Again {
             followed: 1,
-            retried: 1
+            retried: 1,
+            held: 0,
         }
     );
     let parts = split.to_send(|target| match target.redirect {
@@ -499,6 +501,85 @@ fn t9_of_one_slot_no_command_is_in_an_earlier_part_than_the_one_before_it() {
 }
 
 #[test]
+fn t9_what_is_behind_a_command_of_its_key_that_goes_elsewhere_or_waits_is_held_back() {
+    let ask = format!("-ASK {} h:1", slot("k"));
+    let again = "-TRYAGAIN Multiple keys request during rehashing of slot";
+    for (commands, answers, sent, behind) in [
+        (
+            "MSET {k}1 1 {k}2 1; APPEND {k}1 2; GET {k}1; GET {k}3",
+            [again, &ask, &ask, &ask],
+            &[0, 3][..],
+            &[1, 2][..],
+        ),
+        // Reads do not mind one another, and what is behind a write that waits does.
+        (
+            "MGET {k}1 {k}2; GET {k}1; APPEND {k}2 1; GET {k}2",
+            [again, &ask, &ask, &ask],
+            &[0, 1],
+            &[2, 3],
+        ),
+        // What was refused for now, and what has to follow it to another node.
+        (
+            "SET {k}1 1; APPEND {k}1 2; GET {k}2; GET {k}3",
+            ["-LOADING it is", &ask, "1", "2"],
+            &[0],
+            &[1],
+        ),
+    ] {
+        let mut pipeline = pipe();
+        commands.split("; ").for_each(|command| {
+            pipeline.add_command(words(command));
+        });
+        let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+        let node = |target: Target<'_>| matches!(target.redirect, Some(Routing::Ask(_)));
+        let parts = split.to_send(node);
+        let answers = answers.iter().map(|answer| match answer.strip_prefix('-') {
+            Some(error) => server_error(error),
+            None => Value::SimpleString((*answer).to_owned()),
+        });
+        split.record(parts[0].units(), answers.collect(), None);
+        assert!(!split.again(ALL, |_| false).is_nothing());
+        let mut all = Vec::new();
+        for expected in [sent, behind] {
+            let parts = split.to_send(node);
+            let units = parts.iter().flat_map(|part| part.units().to_vec());
+            let units: Vec<_> = units.collect();
+            assert_eq!(units, expected, "{commands}");
+            for part in &parts {
+                let done = part.units().iter().map(|_| Value::Okay);
+                split.record(part.units(), done.collect(), None);
+            }
+            all.extend(units);
+            let again = split.again(ALL, |_| false);
+            assert_eq!(again.held > 0, expected == sent, "{commands}");
+        }
+        assert!(split.has_run() && split.finish().is_ok());
+    }
+}
+
+#[test]
+fn c2_what_was_refused_once_is_never_called_not_sent_and_what_never_went_is() {
+    let mut pipeline = pipe();
+    pipeline.set("k", 1).set("other", 1);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let moved = server_error(&format!("MOVED {} h:1", slot("k")));
+    let away = || Failed {
+        error: Fault::Lost,
+        certainty: Certainty::NotSent,
+    };
+    split.to_send(|target| target.slot);
+    split.record(&[0], vec![moved], None);
+    split.record(&[1], Vec::new(), Some(away()));
+    let again = split.again(ALL, |_| false);
+    assert_eq!((again.followed, again.retried), (1, 1));
+    split.end(|_| Some(away()));
+    assert!(split.ran().next().is_none(), "it is in nobody's way");
+    let outcomes = split.finish().expect_err("both failed").outcomes;
+    let failed = [Certainty::Rejected, Certainty::NotSent].map(CommandOutcome::Failed);
+    assert_eq!(outcomes, failed);
+}
+
+#[test]
 fn t8_what_waits_to_be_sent_again_keeps_no_other_slot() {
     let mut pipeline = pipe();
     pipeline.set("k", 1).set("other", 1).get("k").ping();
@@ -524,7 +605,7 @@ fn t8_a_part_that_goes_its_own_way_comes_back_to_the_places_of_its_commands() {
     let parts = split.to_send(|_| "old");
     split.take_back(parts[0].units());
     assert_eq!(split.waiting_slots().count(), 4);
-    let keys: Vec<_> = split.waiting().map(|(_, keys)| keys.clone()).collect();
+    let keys: Vec<_> = split.waiting().map(|target| target.keys.clone()).collect();
     let (k, other) = (KeySet::of([&b"k"[..]]), KeySet::of([&b"other"[..]]));
     assert_eq!(keys[..2], [k, other]);
 
@@ -757,8 +838,6 @@ fn t10_scripts_and_functions_alone_are_said_to_write_their_errors_themselves() {
     let said: Vec<_> = (0..5).map(|unit| split.is_script(unit)).collect();
     assert_eq!(said, [false, true, true, false, false]);
 }
-
-use crate::redirect::Routing;
 
 #[test]
 fn t10_a_transaction_has_one_slot_or_is_refused_with_its_slots() {

@@ -223,6 +223,15 @@ impl SlotGate {
         closed.overtake(command, &served, None);
     }
 
+    /// Records that a command has to do with these of its keys only: for the others it has not run,
+    /// and will not.
+    pub fn withdraw(&mut self, slot: Slot, command: u64, keys: &KeySet) {
+        let closed = self.closed.get_mut(&slot);
+        if let Some(turn) = closed.and_then(|closed| closed.under_way.get_mut(&command)) {
+            turn.keys = keys.clone();
+        }
+    }
+
     /// Records that a command has ended. If it ran, earlier ones of its keys that are still under
     /// way have been overtaken: a slot that went away and came back within one round trip can do
     /// that. With the last one the gate opens.

@@ -511,14 +511,18 @@ impl InOrder {
         }
     }
 
-    /// A command has run as far as this slot is concerned, but for these of its keys.
-    fn narrow(&self, slot: Slot, command: u64, keys: &KeySet) {
+    /// A command has `ran` as far as this slot is concerned, or never will, but for these of its
+    /// keys.
+    fn narrow(&self, slot: Slot, command: u64, keys: &KeySet, ran: bool) {
         let mut stripe = self.stripe(slot).lock();
         let is_it = |one: &&mut UnderWayIn| one.command == command && one.entry.slot == slot;
         let one = stripe.under_way.iter_mut().find(is_it);
         let before = one.map(|one| std::mem::replace(&mut one.entry.keys, keys.clone()));
         if !stripe.gate.is_calm() {
-            stripe.gate.narrow(slot, command, keys);
+            match ran {
+                true => stripe.gate.narrow(slot, command, keys),
+                false => stripe.gate.withdraw(slot, command, keys),
+            }
             if let Some(before) = before {
                 stripe.wake_turns(slot, &before);
                 stripe.wake(slot, &before);
@@ -743,19 +747,36 @@ impl Places<'_> {
         Ok(locks)
     }
 
-    /// Leaves all but these keys, by slot: as far as the others are concerned, the command has run.
-    pub(super) fn leave_all_but(&mut self, stays: impl Fn(Slot) -> Option<KeySet>) {
+    /// Leaves all but these keys, by slot. Of those that it leaves, the command has run for the
+    /// others given, and for no more: it takes nobody's turn for what it did not do.
+    pub(super) fn leave_all_but(
+        &mut self,
+        stays: impl Fn(Slot) -> Option<KeySet>,
+        ran: impl Fn(Slot) -> KeySet,
+    ) {
         let (order, command) = (self.order, self.command);
-        self.entries.retain(|entry| match stays(entry.slot) {
-            Some(keys) if keys == entry.keys => true,
-            Some(keys) => {
-                order.narrow(entry.slot, command, &keys);
-                entry.keys = keys;
-                true
+        self.entries.retain(|entry| {
+            let (slot, stays) = (entry.slot, stays(entry.slot));
+            let counts = KeySet::all(stays.iter().chain([&ran(slot)]));
+            let counts = match entry.keys {
+                KeySet::Unknown => counts,
+                _ => entry.keys.without(&entry.keys.without(&counts)),
+            };
+            if counts != entry.keys {
+                order.narrow(slot, command, &counts, false);
+                entry.keys = counts;
             }
-            None => {
-                order.settle(entry.slot, command, true);
-                false
+            match stays {
+                Some(keys) if keys == entry.keys => true,
+                Some(keys) => {
+                    order.narrow(slot, command, &keys, true);
+                    entry.keys = keys;
+                    true
+                }
+                None => {
+                    order.settle(slot, command, true);
+                    false
+                }
             }
         });
     }

@@ -24,8 +24,8 @@ use steadfast_core::split::pipeline::{
 use steadfast_core::split::{Failed, Portion};
 use steadfast_core::topology::Trigger;
 
-use self::outlook::Outlook;
-use super::journey::{Limits, no_room};
+use self::outlook::{Outlook, is_served_by_nobody};
+use super::journey::{Limits, is_for_want_of_a_primary, no_room};
 use super::node::Node;
 use super::order::{Again, CallRoom, Entered, Entry, InLine, NOBODY, Places, Slots};
 use super::parts::indivisible;
@@ -65,6 +65,30 @@ impl Answer {
         let is_error = |value: &Value| matches!(value, Value::ServerError(_));
         !self.before && values.is_ok_and(|values| !values.iter().any(is_error))
     }
+
+    /// Returns the slots of those of its commands that may be sent again.
+    fn may_go_again(&self, whole: Whole<'_>) -> BTreeSet<Slot> {
+        let split = whole.split;
+        let goes_again = |(unit, value): (&usize, &Value)| {
+            routing_in(value).is_some_and(|routing| {
+                let aside =
+                    routing == Routing::TryAgain && split.effect_of(&[*unit]) == Effect::Read;
+                routing.follows() && !aside || is_for_want_of_a_primary(&routing)
+            })
+        };
+        let units = self.units.iter();
+        let slot = |unit: &usize| split.slot_of(*unit);
+        match &self.result {
+            Ok(values) => {
+                let units = units.zip(values).filter(|answer| goes_again(*answer));
+                units.filter_map(|(unit, _)| slot(unit)).collect()
+            }
+            Err(failed) if is_served_by_nobody(&failed.error, whole.plan.effect) => {
+                units.filter_map(slot).collect()
+            }
+            Err(_) => BTreeSet::new(),
+        }
+    }
 }
 
 type PipelinePart = NodePart<Option<u16>>;
@@ -97,11 +121,13 @@ struct Voyage<'a> {
 /// The parts that are sent at once.
 struct Round {
     parts: Vec<PipelinePart>,
-    /// The slots of its commands, and the nodes that they go to, with their keys. Reads of several
-    /// keys that wait for a migration take no turn.
+    /// The slots of its commands, and the nodes that they go to, with their keys. Reads that
+    /// were answered TRYAGAIN take no turn, wherever they go.
     goes: Vec<((Slot, u16), KeySet)>,
     /// The slots that go where a redirect leads, and not to their owners.
     strays: BTreeSet<Slot>,
+    /// Whether some are held back.
+    holds: bool,
 }
 
 impl Round {
@@ -178,7 +204,7 @@ impl Cluster {
         let unknown: BTreeSet<Slot> = slots().filter(|slot| !is_known(slot)).collect();
         let places = match unknown.is_empty() {
             true => None,
-            false => self.line_up_for_first_view(waiting_keys(&split, any), &limits),
+            false => self.line_up_for_first_view(keys_of(split.waiting(), any), &limits),
         };
         if places.is_some() {
             // A first view is waited for once, and not by each slot.
@@ -264,7 +290,7 @@ impl<'a> Voyage<'a> {
                     // Each command goes to whoever owns its slot now.
                     self.take_back(&round);
                     if self.limits.deadline <= clock::now() {
-                        let error = self.limits.timed_out(self.of_no_answer());
+                        let error = self.limits.timed_out(Certainty::NotSent);
                         self.end_in(|_| true, error);
                         break;
                     }
@@ -274,7 +300,7 @@ impl<'a> Voyage<'a> {
                     match self.part_with(&slots) {
                         Some(waits) => return Course::Parts(Box::new([self, waits])),
                         None => {
-                            let error = no_room().at_least(self.of_no_answer());
+                            let error = no_room();
                             self.end_in(|slot| slots.contains(&slot), error);
                         }
                     }
@@ -284,7 +310,7 @@ impl<'a> Voyage<'a> {
                     if let Some(places) = &mut self.places {
                         places.stand_aside(|slot| slots.contains(&slot));
                     }
-                    let error = overtaken().of_certainty(self.of_no_answer());
+                    let error = Error::new(ErrorKind::Overtaken, Certainty::NotSent);
                     self.end_in(|slot| slots.contains(&slot), error);
                 }
                 RoundSent::Never(error) => {
@@ -294,8 +320,9 @@ impl<'a> Voyage<'a> {
                 }
             }
         }
-        if let Some(places) = &mut self.places {
-            places.ran();
+        match &mut self.places {
+            Some(places) if self.split.has_run() => places.ran(),
+            _ => self.leave_what_is_over(),
         }
         Course::Ended(self.split)
     }
@@ -307,7 +334,8 @@ impl<'a> Voyage<'a> {
         }
     }
 
-    /// Ends what is to be sent of these slots, and is not after all.
+    /// Ends what is to be sent of these slots, and is not after all. Of what was sent in an earlier
+    /// round that is remembered.
     fn end_in(&mut self, ends: impl Fn(Slot) -> bool, error: Error) {
         let (any, certainty) = (self.any, error.certainty());
         self.split.end(|target| {
@@ -341,27 +369,36 @@ impl<'a> Voyage<'a> {
     /// Divides what is to be sent by the nodes that it goes to now.
     fn next_round(&mut self) -> Round {
         self.end_where_abandoned();
-        self.leave_what_is_answered();
+        self.leave_what_is_over();
         let (cluster, turns, any) = (self.cluster, &self.turns, self.any);
+        let parts = self
+            .split
+            .to_send(|target| cluster.node_of(target, any, turns));
         let mut goes = Vec::new();
         let mut strays = BTreeSet::new();
-        let parts = self.split.to_send(|target| {
-            let node = cluster.node_of(target, any, turns);
-            if let Some(slot) = target.slot {
-                let waits = matches!(target.redirect, Some(Routing::TryAgain));
-                if !(waits && target.effect == Effect::Read) {
-                    goes.push(((slot, node.unwrap_or(NOBODY)), target.keys.clone()));
+        for part in &parts {
+            let units = part.units().iter();
+            for target in units.filter_map(|unit| self.split.target(*unit)) {
+                let Some(slot) = target.slot else {
+                    continue;
+                };
+                if !target.aside {
+                    goes.push(((slot, part.node.unwrap_or(NOBODY)), target.keys.clone()));
                 }
-                if node != cluster.routes.owner(slot) {
+                if part.node != cluster.routes.owner(slot) {
                     strays.insert(slot);
                 }
             }
-            node
-        });
+        }
+        let held = self.split.waiting().filter_map(|target| target.slot);
+        let held: BTreeSet<Slot> = held.collect();
         if let Some(places) = &mut self.places {
-            // Reads that wait for a migration hold up nobody.
+            // Reads that wait for a migration hold up nobody; what waits for them does.
             let takes_turns: BTreeSet<Slot> = goes.iter().map(|((slot, _), _)| *slot).collect();
-            places.stand_aside(|slot| !takes_turns.contains(&slot));
+            let takes_part = |slot: &Slot| takes_turns.contains(slot) || held.contains(slot);
+            places.stand_aside(|slot| !takes_part(&slot));
+            held.difference(&takes_turns)
+                .for_each(|slot| places.hold(*slot));
         }
         goes.sort_by_key(|(goes, _)| *goes);
         let of_one = goes.chunk_by(|(one, _), (other, _)| one == other);
@@ -373,16 +410,22 @@ impl<'a> Voyage<'a> {
             goes: all.collect(),
             parts,
             strays,
+            holds: !held.is_empty(),
         }
     }
 
-    /// Leaves the order of what is answered: it holds up nobody.
-    fn leave_what_is_answered(&mut self) {
+    /// Leaves the order of what is answered, or has ended otherwise: it holds up nobody.
+    fn leave_what_is_over(&mut self) {
         let Some(places) = &mut self.places else {
             return;
         };
-        let waiting = waiting_keys(&self.split, self.any);
-        places.leave_all_but(|slot| waiting.get(&slot).cloned());
+        let waits = self.split.waiting().filter(|target| !target.aside);
+        let (waiting, ran) = (
+            keys_of(waits, self.any),
+            keys_of(self.split.ran(), self.any),
+        );
+        let ran = |slot: Slot| ran.get(&slot).cloned().unwrap_or(KeySet::Empty);
+        places.leave_all_but(|slot| waiting.get(&slot).cloned(), ran);
     }
 
     async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
@@ -398,16 +441,14 @@ impl<'a> Voyage<'a> {
         let times = limits.of_attempt(self.rounds);
         // After a pause there may be no time left: what is sent then is of unknown outcome.
         if times.1.is_zero() {
-            return RoundSent::Never(limits.timed_out(self.of_no_answer()));
+            return RoundSent::Never(limits.timed_out(Certainty::NotSent));
         }
-        // The slots of what is not served, while other nodes have yet to answer.
-        let unserved = Mutex::new(Vec::new());
+        // The slots of what may be sent again, while other nodes have yet to answer.
+        let unserved = Mutex::new(BTreeSet::new());
         let sends = parts.iter().map(|part| async {
             let answers = cluster.send_part(part, whole, times).await;
-            let failed = answers.iter().filter(|answer| !answer.is_final());
-            let units = failed.flat_map(|answer| &answer.units);
-            let slots = units.filter_map(|unit| whole.split.slot_of(*unit));
-            unserved.lock().extend(slots);
+            let slots = answers.iter().map(|answer| answer.may_go_again(whole));
+            slots.for_each(|slots| unserved.lock().extend(slots));
             answers
         });
         let mut sends = pin!(join_all(sends));
@@ -445,7 +486,7 @@ impl<'a> Voyage<'a> {
                     Again::Overtaken(slots) => return RoundSent::Overtaken(slots),
                     Again::Divided(slots) => return RoundSent::Divided(slots),
                     Again::TimedOut => {
-                        let error = limits.timed_out(self.of_no_answer());
+                        let error = limits.timed_out(Certainty::NotSent);
                         return RoundSent::Never(error);
                     }
                 }
@@ -471,7 +512,7 @@ impl<'a> Voyage<'a> {
             for Answer { units, result, .. } in answers.into_iter().flatten() {
                 self.split.record(&units, result.unwrap_or_default(), None);
             }
-            return false;
+            return round.holds;
         }
         let mut next = Outlook::default();
         let answers = round.parts.iter().zip(answers);
@@ -531,7 +572,7 @@ impl<'a> Voyage<'a> {
         // A script may have said so by itself.
         next.unserved.retain(|slot| waiting.contains(slot));
         // Before the wait.
-        self.leave_what_is_answered();
+        self.leave_what_is_over();
         if let Err(error) = self.wait_before(&next).await {
             let certainty = error.certainty();
             self.split.end(|_| {
@@ -570,15 +611,6 @@ impl<'a> Voyage<'a> {
             {
                 self.split.script_has_run(*unit);
             }
-        }
-    }
-
-    /// Returns how much is known of what is not sent in this round: if there was one before, it was
-    /// refused then.
-    fn of_no_answer(&self) -> Certainty {
-        match self.rounds {
-            0 => Certainty::NotSent,
-            _ => Certainty::Rejected,
         }
     }
 
@@ -824,19 +856,15 @@ fn routing_in(value: &Value) -> Option<Routing> {
     Routing::of(error.code(), error.details().unwrap_or_default())
 }
 
-/// Returns the keys of what is to be sent, by slot; what has none is in `any`.
-fn waiting_keys(split: &SplitPipeline<'_, Error>, any: Slot) -> BTreeMap<Slot, KeySet> {
-    let mut waiting = BTreeMap::<Slot, Vec<&KeySet>>::new();
-    for (slot, keys) in split.waiting() {
-        waiting.entry(slot.unwrap_or(any)).or_default().push(keys);
+/// Returns the keys of commands, by slot; what has none is in `any`.
+fn keys_of<'t>(targets: impl Iterator<Item = Target<'t>>, any: Slot) -> BTreeMap<Slot, KeySet> {
+    let mut by_slot = BTreeMap::<Slot, Vec<&KeySet>>::new();
+    for target in targets {
+        let of_slot = by_slot.entry(target.slot.unwrap_or(any)).or_default();
+        of_slot.push(target.keys);
     }
-    let waiting = waiting.into_iter();
-    let all = waiting.map(|(slot, keys)| (slot, KeySet::all(keys)));
-    all.collect()
-}
-
-fn overtaken() -> Error {
-    Error::new(ErrorKind::Overtaken, Certainty::Rejected)
+    let all = by_slot.into_iter();
+    all.map(|(slot, keys)| (slot, KeySet::all(keys))).collect()
 }
 
 fn failed(failed: PipelineFailed<Error>) -> Error {
@@ -851,7 +879,7 @@ fn failed(failed: PipelineFailed<Error>) -> Error {
     let answered = |outcome: &CommandOutcome| matches!(outcome, CommandOutcome::Answered(_));
     let done = outcomes().filter(|(_, outcome)| answered(outcome)).count();
     if done == 0 {
-        return failed.error.at_best(failed.certainty == Certainty::Unknown);
+        return failed.error.at_least(failed.certainty);
     }
     let kind = ErrorKind::Partial {
         cause: failed.error.to_string().into(),

@@ -29,12 +29,14 @@ pub struct Again {
     pub followed: usize,
     /// The number of commands that were not sent, or refused for now, or are repeated.
     pub retried: usize,
+    /// The number of commands that were held back, and wait as before.
+    pub held: usize,
 }
 
 impl Again {
     /// Returns whether nothing is sent again, so that the pipeline has ended.
     pub fn is_nothing(self) -> bool {
-        self.followed + self.retried == 0
+        self.followed + self.retried + self.held == 0
     }
 }
 
@@ -67,9 +69,14 @@ impl<E> SplitPipeline<'_, E> {
         let mut again = Again::default();
         for (unit, reason) in self.units.iter_mut().zip(reasons) {
             match reason {
-                None => continue,
+                None => {
+                    again.held += usize::from(matches!(unit.state, State::Waiting));
+                    continue;
+                }
                 Some(Reason::Follows(routing)) => {
                     again.followed += 1;
+                    let waits = matches!(routing, Routing::TryAgain);
+                    unit.aside |= waits && unit.effect == Effect::Read;
                     unit.redirect = Some(routing);
                 }
                 Some(Reason::Retries) => {
@@ -192,10 +199,10 @@ impl<E> SplitPipeline<'_, E> {
                 // One that only writes, and may have run itself, restores the order when it is
                 // repeated together with them.
                 let effect = said.unwrap_or(unit.effect);
-                let only_writes = unit.may_have_run && effect == Effect::LastWins;
+                let only_writes = unit.may_have_run() && effect == Effect::LastWins;
                 let would_see_them = !only_writes && keys().any(|key| repeated.contains(key));
                 if !overtaken && !would_see_them {
-                    if unit.may_have_run && unit.effect != Effect::Read {
+                    if unit.may_have_run() && unit.effect != Effect::Read {
                         repeated.extend(keys().map(<[u8]>::to_vec));
                     }
                     continue;
@@ -211,8 +218,8 @@ impl<E> SplitPipeline<'_, E> {
         }
     }
 
-    fn may_have_run(&self, unit: &Unit<E>) -> bool {
-        if unit.may_have_run {
+    pub(super) fn may_have_run(&self, unit: &Unit<E>) -> bool {
+        if unit.may_have_run() {
             return true;
         }
         match &unit.state {

@@ -103,6 +103,36 @@ async fn t9_a_command_whose_slot_gets_another_owner_while_it_is_on_its_way_is_no
     assert!(matches!(entered.await, Entered::Waited) && !sent.get());
 }
 
+#[tokio::test(start_paused = true)]
+async fn t9_what_leaves_some_of_its_keys_takes_turns_for_those_only_for_which_it_has_run() {
+    let keys = [1, 2, 3].map(KeySet::One);
+    let all = KeySet::all(&keys);
+    let [ran, refused, waits] = &keys;
+    let order = InOrder::new(2);
+    let with = |keys: &KeySet| Entry {
+        keys: keys.clone(),
+        ..entry(1)
+    };
+    let mut earlier = Vec::new();
+    for keys in &keys {
+        earlier.push(enter_with(&order, with(keys)).await);
+    }
+    let mut later = enter_with(&order, with(&all)).await;
+    order.close(slot());
+    later.leave_all_but(|_| Some(waits.clone()), |_| ran.clone());
+    let overtaken = |places: &Places<'_>| {
+        let gate = &order.stripe(slot()).lock().gate;
+        let may = gate.may_resubmit(slot(), places.command, 2, clock::now());
+        may == Resubmission::Overtaken
+    };
+    let turns_lost = || earlier.iter().map(overtaken).collect::<Vec<_>>();
+    assert_eq!(turns_lost(), [true, false, false]);
+    // It ends, and has run for nothing more.
+    let both = KeySet::all([ran, refused]);
+    later.leave_all_but(|_| None, |_| both.clone());
+    assert_eq!(turns_lost(), [true, false, false]);
+}
+
 #[test]
 fn t31_no_more_calls_wait_for_their_slots_than_may() {
     let order = InOrder::new(2);

@@ -124,12 +124,8 @@ impl Voyage<'_> {
     fn waits(&self, node: Option<u16>, slot: Slot, failed: &Failed<Error>) -> bool {
         let is_owner = node.is_some() && self.cluster.routes.owner(slot) == node;
         let has_not_run = failed.certainty != Certainty::Unknown;
-        let is_served_by_nobody = match failed.error.kind() {
-            // Of a pipeline that was refused as a whole.
-            ErrorKind::Server(said) => is_refused_for_want_of_a_primary(said),
-            _ => may_go_on(&failed.error, self.plan.effect),
-        };
-        self.may_wait() && is_owner && has_not_run && is_served_by_nobody
+        let by_nobody = is_served_by_nobody(&failed.error, self.plan.effect);
+        self.may_wait() && is_owner && has_not_run && by_nobody
     }
 
     /// Whether commands of it may still wait for a primary.
@@ -161,11 +157,11 @@ impl Voyage<'_> {
     /// Waits as long as the slowest of what is sent again has to.
     ///
     /// # Errors
-    /// There is no time or room for it. What is sent again has not run.
+    /// There is no time or room for it.
     pub(super) async fn wait_before(&mut self, next: &Outlook) -> Result<(), Error> {
         let (cluster, limits) = (self.cluster, self.limits);
         if clock::now() >= limits.deadline {
-            return Err(limits.timed_out(Certainty::Rejected));
+            return Err(limits.timed_out(Certainty::NotSent));
         }
         let until = limits.waits_until(cluster.settings());
         let until = until.min(limits.deadline);
@@ -179,10 +175,10 @@ impl Voyage<'_> {
             let pause = pause_before_trying_again(self.pauses);
             self.pauses += 1;
             if clock::now() + pause >= limits.deadline {
-                return Err(limits.timed_out(Certainty::Rejected));
+                return Err(limits.timed_out(Certainty::NotSent));
             }
             let room = cluster.order.room(limits.room);
-            let _room = room.ok_or_else(|| no_room().proven_rejected())?;
+            let _room = room.ok_or_else(no_room)?;
             clock::sleep(pause).await;
         } else if !next.unserved.is_empty() && next.aims.is_empty() {
             let pause = pause_before_trying_again(self.waits);
@@ -236,6 +232,15 @@ impl Voyage<'_> {
                 certainty: Certainty::NotSent,
             })
         });
+    }
+}
+
+/// Whether what failed so may wait for a primary, or go on at another node.
+pub(super) fn is_served_by_nobody(error: &Error, effect: Effect) -> bool {
+    match error.kind() {
+        // Of a pipeline that was refused as a whole.
+        ErrorKind::Server(said) => is_refused_for_want_of_a_primary(said),
+        _ => may_go_on(error, effect),
     }
 }
 

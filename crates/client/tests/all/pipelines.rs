@@ -1,0 +1,251 @@
+//! T5, T7, T8, T9, C2: what a pipeline over several nodes does to others, and to itself, while one
+//! of its slots moves.
+
+use std::pin::pin;
+
+use futures_util::FutureExt;
+use steadfast::redis::{self, Value};
+use steadfast::{CallOptions, Certainty, Client, ErrorKind};
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::Cluster;
+
+use crate::support::{cmd, eventually, ms};
+
+fn slot(key: &str) -> u16 {
+    Slot::of_key(key.as_bytes()).number()
+}
+
+/// A key of this node.
+async fn key_of(cluster: &Cluster, node: usize, name: &str) -> String {
+    let layout = cluster.layout().await.unwrap();
+    let mut keys = (0..).map(|n| format!("{name}:{n}"));
+    let is_there = |key: &String| layout.owner(slot(key)) == Some(cluster.node(node).id());
+    keys.find(is_there).unwrap()
+}
+
+/// Two keys of a slot that moves from the first node to the second: one has gone, one has not.
+struct Apart<'a> {
+    cluster: &'a Cluster,
+    slots: [u16; 1],
+    gone: String,
+    here: String,
+}
+
+impl<'a> Apart<'a> {
+    async fn of(cluster: &'a Cluster, client: &Client, name: &str) -> Self {
+        let key = key_of(cluster, 0, name).await;
+        let slots = [slot(&key)];
+        let [one, two] = ["a", "b"].map(|name| format!("{{{key}}}{name}"));
+        for key in [&one, &two] {
+            client.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
+        }
+        cluster.begin_migration(&slots, 0, 1).await.unwrap();
+        cluster.move_keys(&slots, 0, 1, 1).await.unwrap();
+        let (gone, here) = match cluster.node(0).command(&["GET", &one]).await {
+            Ok(_) => (two, one),
+            Err(_) => (one, two),
+        };
+        Self {
+            cluster,
+            slots,
+            gone,
+            here,
+        }
+    }
+
+    /// How often the first node has said that keys are apart.
+    async fn refusals(&self) -> u64 {
+        let stats = self.cluster.node(0).info("errorstats").await.unwrap();
+        let count = stats.lines().find_map(|line| {
+            let count = line.trim().strip_prefix("errorstat_TRYAGAIN:count=")?;
+            count.parse().ok()
+        });
+        count.unwrap_or(0)
+    }
+
+    /// Waits until it has said so some more times.
+    async fn is_refused(&self) {
+        let before = self.refusals().await;
+        eventually("it is tried again", async || {
+            self.refusals().await > before + 3
+        })
+        .await;
+    }
+
+    async fn move_rest(&self) {
+        let (cluster, slots) = (self.cluster, &self.slots);
+        cluster.move_keys(slots, 0, 1, 10).await.unwrap();
+    }
+
+    async fn end(&self) {
+        self.move_rest().await;
+        let (cluster, slots) = (self.cluster, &self.slots);
+        cluster.end_migration(slots, 0, 1).await.unwrap();
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::BulkString(text.into())
+}
+
+#[tokio::test]
+async fn t5_t7_t8_t9_c2_pipelines_keep_to_their_turns_and_take_those_of_no_others() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = Client::builder(&cluster.url()).unwrap();
+    let client = client
+        .deadline(ms(60_000))
+        .response_idle_timeout(ms(50_000))
+        .unresponsive_timeout(ms(50_000))
+        .wait_for_primary(ms(60_000));
+    let client = client.connect().await.unwrap();
+    t5_an_error_for_an_answer_keeps_nobody_waiting(&cluster, &client).await;
+    for ends in [false, true] {
+        t7_t8_a_read_of_several_keys_waits_until_they_are_together(&cluster, &client, ends).await;
+    }
+    for reads in [false, true] {
+        t8_t9_what_is_behind_a_command_that_waits_for_its_keys_waits(&cluster, &client, reads)
+            .await;
+    }
+    t9_what_has_not_run_takes_nobody_s_turn(&cluster, &client).await;
+    c2_what_was_never_written_is_not_sent(&cluster, &client).await;
+}
+
+async fn t5_an_error_for_an_answer_keeps_nobody_waiting(cluster: &Cluster, client: &Client) {
+    let (a, b) = (key_of(cluster, 0, "a").await, key_of(cluster, 0, "b").await);
+    let other = key_of(cluster, 0, "other").await;
+    let slow = key_of(cluster, 1, "slow").await;
+    for key in [&a, &slow] {
+        client.send(&cmd(&format!("SET {key} text"))).await.unwrap();
+    }
+    let pause = ["CLIENT", "PAUSE", "100000", "WRITE"];
+    cluster.node(1).command(&pause).await.unwrap();
+    let mut pipe = redis::pipe();
+    pipe.incr(&a, 1).set(&b, 1).set(&slow, 1);
+    let mut pipe = pin!(client.send_pipeline(&pipe));
+    assert!(futures_util::poll!(&mut pipe).is_pending());
+    let hasty = client.with(CallOptions::new().deadline(ms(15_000)));
+    let others = async {
+        eventually("the first node has answered", async || {
+            cluster.node(0).command(&["GET", &b]).await.unwrap() == text("1")
+        })
+        .await;
+        // What is asked of it later is answered later: by then its answer is here.
+        for _ in 0..3 {
+            hasty.send(&cmd(&format!("GET {other}"))).await.unwrap();
+        }
+        let got = hasty.send(&cmd(&format!("GET {b}"))).await;
+        assert_eq!(got.unwrap(), text("1"));
+    };
+    tokio::select! {
+        answers = &mut pipe => panic!("a node of it stands still: {answers:?}"),
+        () = others => {}
+    }
+    cluster
+        .node(1)
+        .command(&["CLIENT", "UNPAUSE"])
+        .await
+        .unwrap();
+    let answers = pipe.await.unwrap();
+    assert!(matches!(answers[0], Value::ServerError(_)), "{answers:?}");
+    assert_eq!(answers[1..], [Value::Okay, Value::Okay]);
+}
+
+async fn t7_t8_a_read_of_several_keys_waits_until_they_are_together(
+    cluster: &Cluster,
+    client: &Client,
+    ends: bool,
+) {
+    let keys = Apart::of(cluster, client, &format!("read:{ends}")).await;
+    let mut pipe = redis::pipe();
+    pipe.mget(&[&keys.gone, &keys.here]);
+    let mut call = pin!(client.send_pipeline(&pipe));
+    tokio::select! {
+        answers = &mut call => panic!("its keys are apart: {answers:?}"),
+        () = keys.is_refused() => {}
+    }
+    match ends {
+        true => keys.end().await,
+        false => keys.move_rest().await,
+    }
+    let both = Value::Array(vec![text("0"), text("0")]);
+    assert_eq!(call.await.unwrap(), [both], "{ends}");
+    if !ends {
+        keys.end().await;
+    }
+}
+
+async fn t8_t9_what_is_behind_a_command_that_waits_for_its_keys_waits(
+    cluster: &Cluster,
+    client: &Client,
+    reads: bool,
+) {
+    let keys = Apart::of(cluster, client, &format!("behind:{reads}")).await;
+    let (gone, here) = (&keys.gone, &keys.here);
+    let mut pipe = redis::pipe();
+    let first = match reads {
+        true => {
+            pipe.mget(&[gone, here]);
+            Value::Array(vec![text("0"), text("0")])
+        }
+        false => {
+            pipe.mset(&[(gone, 5), (here, 5)]);
+            Value::Okay
+        }
+    };
+    pipe.append(gone, 1);
+    let mut call = pin!(client.send_pipeline(&pipe));
+    tokio::select! {
+        answers = &mut call => panic!("its keys are apart: {answers:?}"),
+        () = keys.is_refused() => {}
+    }
+    // What comes after it stays behind the command that waits.
+    let behind = cmd(&format!("APPEND {gone} 2"));
+    let mut behind = pin!(client.send(&behind));
+    tokio::select! {
+        answers = &mut call => panic!("its keys are apart: {answers:?}"),
+        answer = &mut behind => panic!("it has overtaken the pipeline: {answer:?}"),
+        () = keys.is_refused() => {}
+    }
+    let end = keys.end();
+    let (answers, behind, ()) = tokio::join!(call, behind, end);
+    assert_eq!(answers.unwrap(), [first, Value::Int(2)]);
+    assert_eq!(behind.unwrap(), Value::Int(3));
+}
+
+async fn t9_what_has_not_run_takes_nobody_s_turn(cluster: &Cluster, client: &Client) {
+    let keys = Apart::of(cluster, client, "turn").await;
+    let (gone, here) = (&keys.gone, &keys.here);
+    let first = cmd(&format!("MSET {gone} 1 {here} 1"));
+    let mut first = pin!(client.send(&first));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let hasty = client.with(CallOptions::new().deadline(ms(1_000)));
+    let mut pipe = redis::pipe();
+    pipe.mset(&[(gone, 2), (here, 2)]);
+    let mut second = pin!(hasty.send_pipeline(&pipe));
+    assert!(futures_util::poll!(&mut second).is_pending());
+    let error = tokio::select! {
+        answer = &mut first => panic!("its keys are apart: {answer:?}"),
+        answers = &mut second => answers.unwrap_err(),
+    };
+    assert_eq!(error.certainty(), Certainty::Rejected, "{error}");
+    let (first, ()) = tokio::join!(first, keys.end());
+    assert_eq!(first.unwrap(), Value::Okay);
+    let get = client.send(&cmd(&format!("GET {gone}"))).await;
+    assert_eq!(get.unwrap(), text("1"));
+}
+
+async fn c2_what_was_never_written_is_not_sent(cluster: &Cluster, client: &Client) {
+    let key = key_of(cluster, 2, "away").await;
+    cluster.node(2).kill().await;
+    let hasty = client.with(CallOptions::new().deadline(ms(1_000)));
+    let mut pipe = redis::pipe();
+    pipe.set(&key, 1);
+    // The first may be lost with the node.
+    eventually("it is told so", async || {
+        let ended = hasty.send_pipeline(&pipe).boxed().await;
+        let error = ended.unwrap_err();
+        let waited = matches!(error.kind(), ErrorKind::Timeout { .. });
+        waited && error.certainty() == Certainty::NotSent
+    })
+    .await;
+}
