@@ -261,7 +261,8 @@ impl CacheBuilder {
     }
 
     /// Builds the cache. Neither Redis nor the database need be there. Must be called within a
-    /// tokio runtime.
+    /// tokio runtime that has time and I/O (`enable_all`); so must whatever is asked of the cache
+    /// within one. tokio panics where a runtime lacks them, and nobody can ask it before.
     ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, or says that there is no runtime.

@@ -232,9 +232,9 @@ pub struct Counts {
     pub fills: u64,
     /// Values that Redis refused because they had been overtaken.
     pub fills_refused: u64,
-    /// Calls to Redis that were answered in time.
+    /// Calls to Redis that were answered in time. One that several readers share is one.
     pub redis_answers: u64,
-    /// Calls to Redis that failed or were late.
+    /// Calls to Redis that failed or were late; one that several readers share is one.
     pub redis_errors: u64,
     /// Keys that were read without Redis, or without the right to store them there, because less
     /// was left of [`redis_limit`](crate::CacheBuilder::redis_limit) than a question takes.

@@ -15,6 +15,7 @@ use futures_util::future::{BoxFuture, select_all};
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::command::Effect;
 use steadfast_core::policy::breaker::BreakerMode;
+use steadfast_core::resp::Limits;
 use steadfast_core::slot::Slot;
 use tokio::runtime::Handle;
 
@@ -333,6 +334,13 @@ impl Client {
     /// whoever asks.
     pub fn available(&self) -> Option<&Self> {
         (self.state() == ConnectionState::Ready).then_some(self)
+    }
+
+    /// Returns the limits of a reply, as
+    /// [`ClientBuilder::reply_limits`](crate::ClientBuilder::reply_limits) has set them: a larger
+    /// one ends its connection.
+    pub fn reply_limits(&self) -> Limits {
+        self.inner.shared.settings.reply_limits
     }
 
     /// The state of the worst of its connections.

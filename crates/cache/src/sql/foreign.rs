@@ -38,6 +38,10 @@ impl From<time::error::ComponentRange> for NotInCalendar {
 
 #[cfg(feature = "chrono")]
 fn date(date: NaiveDate) -> Result<Date, NotInCalendar> {
+    // `time` takes more, if any crate of the program has it do so.
+    if date.year().unsigned_abs() > 9999 {
+        return Err(NotInCalendar);
+    }
     let day = u16::try_from(date.ordinal()).map_err(|_| NotInCalendar)?;
     Ok(Date::from_ordinal_date(date.year(), day)?)
 }
@@ -95,8 +99,11 @@ macro_rules! from_chrono {
 
 #[cfg(feature = "chrono")]
 from_chrono!(
-    [] NaiveDate => Date by date, [] NaiveTime => Time by time_of_day, [] NaiveDateTime => DateTime by date_time,
-    [Z: TimeZone] DateTime<Z> => Timestamp by timestamp, [] Vec<NaiveDate> => Dates by dates,
+    [] NaiveDate => Date by date,
+    [] NaiveTime => Time by time_of_day,
+    [] NaiveDateTime => DateTime by date_time,
+    [Z: TimeZone] DateTime<Z> => Timestamp by timestamp,
+    [] Vec<NaiveDate> => Dates by dates,
     [Z: TimeZone] Vec<DateTime<Z>> => Timestamps by timestamps,
 );
 

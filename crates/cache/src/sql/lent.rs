@@ -14,6 +14,7 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
+use tokio::runtime::Handle;
 
 use super::{SourceError, within};
 use crate::guard::{self, LoadSlot};
@@ -41,6 +42,8 @@ pub struct Lent<D: Kind> {
     own: bool,
     limit: Duration,
     slot: Option<Arc<LoadSlot>>,
+    /// The runtime in which it was taken.
+    runtime: Option<Handle>,
 }
 
 /// The state of a connection between two calls.
@@ -67,6 +70,7 @@ impl<D: Kind> Lent<D> {
             own: true,
             limit,
             slot: guard::current(),
+            runtime: Handle::try_current().ok(),
         }
     }
 
@@ -163,7 +167,9 @@ impl<D: Kind> Drop for Lent<D> {
         let Some(connection) = self.connection.take() else {
             return;
         };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let Ok(runtime) = Handle::try_current() else {
+            // A pool that is to hold some connections looks for another in its place, in a task.
+            let _entered = self.runtime.as_ref().map(Handle::enter);
             drop(connection.detach());
             return;
         };
@@ -275,3 +281,28 @@ const ANSWERING: Duration = Duration::from_secs(1);
 
 /// Closing may take so long before the connection is dropped instead.
 const CLOSING: Duration = Duration::from_secs(5);
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+
+    use crate::sql::{Database, Pool};
+
+    /// A pool that is to hold some connections begins a task for each that is gone.
+    #[test]
+    fn k14_a_transaction_dropped_outside_of_a_runtime_panics_nowhere() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let options = SqliteConnectOptions::new().filename(folder.path().join("x.db"));
+        let database = runtime.block_on(async {
+            let pool = SqlitePoolOptions::new().min_connections(1);
+            let pool = pool.connect_with(options.create_if_missing(true)).await;
+            Database::from_pool(Pool::Sqlite(pool.expect("a pool")))
+        });
+        let transaction = || runtime.block_on(database.begin()).expect("a transaction");
+        drop(transaction());
+        let outlives = transaction();
+        drop(runtime);
+        drop(outlives);
+    }
+}

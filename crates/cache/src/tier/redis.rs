@@ -89,6 +89,7 @@ impl RedisTier {
         let tier = Self {
             toward: client.toward(options.names.epoch()),
             server: NO_SERVER.into(),
+            together: Together::new(client.reply_limits().total_bytes),
             client,
             names: options.names,
             limit: options.limit,
@@ -98,7 +99,6 @@ impl RedisTier {
             tokens: Mutex::new(fastrand::Rng::with_seed(options.seed)),
             lease_checked: options.lease_checked,
             epoch_guard,
-            together: Together::new(),
             outbox,
             stats,
         };

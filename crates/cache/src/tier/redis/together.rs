@@ -10,12 +10,18 @@
 //! task lives in the runtime of all whom it asks for. If it ends without an answer, its readers
 //! hear that at once, and ask for themselves; so they do if the answer is an error of the server,
 //! or is larger than the client takes, which may be due to one of them. What the client says of
-//! Redis (that it is late, or down) it would have said to each.
+//! Redis (that it is late, or down) it would have said to each; but in a cluster one of them can
+//! make it late for all, so there it gets a part of the time only. A reply that is too large ends
+//! the connection, and every other call on it: no more ask together than such a client has room
+//! for, and if it was too large all the same, nobody does again.
 //!
 //! Nobody may wait for what others have asked for longer than for an answer of his own. So large
-//! values are asked for alone: where a class has shown one lately, its readers do not gather. And
-//! a gathering that is not closed in time, because its task waits behind something that occupies
-//! its thread, is closed by the next reader.
+//! values are asked for alone: where a class has shown one lately, its readers do not gather. A
+//! gathering that is not closed in time, because its task waits behind something that occupies its
+//! thread, is closed by the next reader; and if none comes, or if that runtime is not driven, a
+//! thread beside all runtimes ([`watch`]) sends its readers to ask for themselves.
+
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -43,13 +49,19 @@ pub(super) struct Together {
     sizes: [AtomicU32; CLASSES],
     /// Until this moment everybody asks alone: the bits of a [`Monotonic`].
     apart_until: AtomicU64,
+    /// Readers that ask together at most.
+    most: usize,
 }
 
+/// The gatherings for which Redis has not been asked yet.
 #[derive(Default)]
 struct Open {
     /// The number of the gathering that is opened next.
     next: u64,
     gathering: Option<Gathering>,
+    /// Those that nobody joins any more, and whose task has not run yet.
+    due: Vec<Gathering>,
+    watch: watch::State,
 }
 
 /// Readers who will ask together.
@@ -66,15 +78,17 @@ struct Gathering {
 
 struct Reader {
     names: Names,
-    answer: oneshot::Sender<RedisResult<Found>>,
+    answer: oneshot::Sender<Told>,
 }
 
 /// A look that has begun, until it is dropped.
 pub(super) struct Looking<'a>(&'a AtomicUsize);
 
 impl Together {
-    pub(super) fn new() -> Self {
+    /// For a client that takes replies of so many bytes.
+    pub(super) fn new(reply_bytes: usize) -> Self {
         Self {
+            most: MOST.min(reply_bytes / ROOM),
             open: Mutex::default(),
             looking: AtomicUsize::new(0),
             sizes: std::array::from_fn(|_| AtomicU32::new(UNKNOWN)),
@@ -91,6 +105,7 @@ impl Together {
     /// Whether it is worth waiting for others: there are some, and what they ask for is small.
     pub(super) fn invites(&self, wanted: &Wanted<'_>) -> bool {
         self.looking.load(Ordering::Relaxed) >= SEVERAL
+            && self.most >= SEVERAL
             && wanted.tags.len() <= FEW_TAGS
             && self.sizes[wanted.class % CLASSES].load(Ordering::Relaxed) <= LARGE
     }
@@ -110,17 +125,28 @@ impl Together {
         Monotonic::from(now).to_bits() < self.apart_until.load(Ordering::Relaxed)
     }
 
-    /// Lets everybody ask alone for a while.
-    fn part(&self) {
-        let until = Monotonic::now().plus(APART.into());
+    /// Lets everybody ask alone for so long.
+    fn part(&self, time: Duration) {
+        let until = Monotonic::now().plus(time.into());
         self.apart_until
             .fetch_max(until.to_bits(), Ordering::Relaxed);
     }
 
-    /// Closes the gathering of this number, if it is still open.
-    fn close(&self, number: u64) -> Option<Gathering> {
-        let gathering = &mut self.open.lock().gathering;
-        gathering.take_if(|gathering| gathering.number == number)
+    /// Lets everybody ask alone from now on.
+    fn part_for_good(&self) {
+        self.apart_until.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Takes the gathering of this number, if Redis has not been asked for it yet.
+    fn take(&self, number: u64) -> Option<Gathering> {
+        let mut open = self.open.lock();
+        open.watch.runs();
+        let is_it = |gathering: &Gathering| gathering.number == number;
+        if let Some(gathering) = open.gathering.take_if(|gathering| is_it(gathering)) {
+            return Some(gathering);
+        }
+        let place = open.due.iter().position(is_it)?;
+        Some(open.due.swap_remove(place))
     }
 }
 
@@ -143,10 +169,17 @@ impl Gathering {
 enum Step {
     /// Nothing: another sees to it.
     None,
-    /// The gathering of this number is to be closed after a turn.
+    /// The gathering of this number is to be asked for after a turn.
     Wait(u64),
-    /// These are to be asked for at once.
-    Ask(Gathering),
+    /// The gathering of this number is to be asked for at once.
+    Ask(u64),
+}
+
+/// What becomes of a reader that has joined others; nothing, if nobody has asked.
+enum Told {
+    Answer(RedisResult<Found>),
+    /// The question has failed, perhaps because of another's value: to be asked alone.
+    InVain,
 }
 
 impl RedisTier {
@@ -159,10 +192,19 @@ impl RedisTier {
         allowance: &mut RedisAllowance,
     ) -> Option<RedisResult<Found>> {
         let names = self.names_of(wanted, epoch_view);
-        let answer = self.gather(names, epoch_view, wanted.asked)?.await;
-        allowance.charge(clock().saturating_duration_since(wanted.asked));
-        // Dropped unanswered: to be asked alone.
-        answer.ok()
+        // Where nobody has asked, no time was lost to Redis.
+        let told = self.gather(names, epoch_view, wanted.asked)?.await.ok()?;
+        let took = clock().saturating_duration_since(wanted.asked);
+        match told {
+            Told::Answer(answer) => {
+                allowance.charge(took);
+                Some(answer)
+            }
+            Told::InVain => {
+                allowance.charge_in_vain(took);
+                None
+            }
+        }
     }
 
     /// Joins the gathering that is open, or opens one. `None` if the reader may not join.
@@ -171,7 +213,7 @@ impl RedisTier {
         names: Names,
         epoch_view: &EpochView,
         now: Instant,
-    ) -> Option<oneshot::Receiver<RedisResult<Found>>> {
+    ) -> Option<oneshot::Receiver<Told>> {
         let together = &self.together;
         let runtime = Handle::try_current().ok()?;
         if together.are_apart(now) {
@@ -179,24 +221,25 @@ impl RedisTier {
         }
         let (answer, told) = oneshot::channel();
         let reader = Reader { names, answer };
-        let step = together
-            .open
-            .lock()
-            .add(reader, runtime.id(), epoch_view, now)?;
+        let (step, unwatched) = {
+            let mut open = together.open.lock();
+            let step = open.add(reader, together.most, runtime.id(), epoch_view, now)?;
+            (step, open.watch.begins())
+        };
         // After the lock is let go: a runtime that has ended drops a task where it is spawned.
-        match step {
-            Step::None => {}
-            Step::Wait(number) => {
-                let turn = Turn {
-                    tier: Arc::clone(self),
-                    number,
-                };
-                runtime.spawn(turn.end());
-            }
-            Step::Ask(gathering) => {
-                runtime.spawn(Arc::clone(self).ask_for_all(gathering));
-            }
+        if unwatched && !watch::begin(self) {
+            return None;
         }
+        let (number, comes_at_once) = match step {
+            Step::None => return Some(told),
+            Step::Wait(number) => (number, false),
+            Step::Ask(number) => (number, true),
+        };
+        let turn = Turn {
+            tier: Arc::clone(self),
+            number,
+        };
+        runtime.spawn(turn.end(comes_at_once));
         Some(told)
     }
 
@@ -214,30 +257,31 @@ impl RedisTier {
             return;
         }
         let waited = clock().saturating_duration_since(began);
-        let Some(limit) = self
-            .limit
-            .checked_sub(waited)
-            .filter(|left| !left.is_zero())
-        else {
+        let limit = match self.names.are_in_one_slot() {
+            true => self.limit / PART_IN_A_CLUSTER,
+            false => self.limit,
+        };
+        let Some(limit) = limit.checked_sub(waited).filter(|left| !left.is_zero()) else {
             return; // each hears that nobody has asked
         };
         let found = match self.find_all(&readers, &epoch_view, limit).await {
             Ok(found) => found,
             Err(trouble) => {
                 if !matches!(trouble, Some(RedisFailure::Replaced)) {
-                    self.together.part();
+                    self.together.part(APART);
                 }
-                // Else each hears that nobody has asked.
-                if let Some(trouble) = trouble {
-                    let told = readers.into_iter();
-                    told.for_each(|reader| drop(reader.answer.send(Err(trouble.clone()))));
+                for reader in readers {
+                    let _ = reader.answer.send(match &trouble {
+                        Some(trouble) => Told::Answer(Err(trouble.clone())),
+                        None => Told::InVain,
+                    });
                 }
                 return;
             }
         };
         self.stats.redis_shared.add(readers.len() as u64);
         for (reader, found) in readers.into_iter().zip(found) {
-            let _ = reader.answer.send(Ok(found));
+            let _ = reader.answer.send(Told::Answer(Ok(found)));
         }
     }
 
@@ -314,7 +358,14 @@ impl RedisTier {
         };
         counter.add(1);
         answer.map_err(|error| match error.kind() {
-            ErrorKind::Server(_) | ErrorKind::ReplyTooLarge { .. } => None,
+            ErrorKind::Server(_) => None,
+            ErrorKind::ReplyTooLarge { .. } => {
+                // Its connection has ended with it, for all that were using it.
+                self.together.part_for_good();
+                None
+            }
+            // Each has the rest of its time for a question of its own.
+            ErrorKind::Timeout { .. } if self.names.are_in_one_slot() => None,
             _ => Some(RedisFailure::Failed(error.into())),
         })
     }
@@ -325,6 +376,7 @@ impl Open {
     fn add(
         &mut self,
         reader: Reader,
+        most: usize,
         runtime: Id,
         epoch_view: &EpochView,
         now: Instant,
@@ -332,7 +384,7 @@ impl Open {
         let Some(open) = &mut self.gathering else {
             let number = self.next;
             self.next += 1;
-            let mut readers = Vec::with_capacity(MOST);
+            let mut readers = Vec::with_capacity(most);
             readers.push(reader);
             self.gathering = Some(Gathering {
                 number,
@@ -345,16 +397,16 @@ impl Open {
         };
         let overdue = now.saturating_duration_since(open.began) > OVERDUE;
         if !open.admits(runtime, epoch_view) {
-            if overdue {
-                self.gathering = None; // its readers ask alone
-            }
             return None;
         }
         open.readers.push(reader);
         let watermark = &mut open.epoch_view.watermark;
         *watermark = epoch_view.watermark.max(*watermark);
-        if overdue || open.readers.len() >= MOST {
-            return self.gathering.take().map(Step::Ask);
+        if overdue || open.readers.len() >= most {
+            let gathering = self.gathering.take()?;
+            let number = gathering.number;
+            self.due.push(gathering);
+            return Some(Step::Ask(number));
         }
         Some(Step::None)
     }
@@ -396,17 +448,20 @@ fn take_apart(answer: Vec<Value>, readers: &[Reader]) -> Option<(Text, Text, Vec
     Some((epoch, watermark, found))
 }
 
-/// The task of a gathering while it is open.
+/// The task of a gathering for which Redis has not been asked.
 struct Turn {
     tier: Arc<RedisTier>,
     number: u64,
 }
 
 impl Turn {
-    /// Waits until all that are to run at this moment have run, and asks for those that have come.
-    async fn end(self) {
-        tokio::task::yield_now().await;
-        if let Some(gathering) = self.tier.together.close(self.number) {
+    /// Waits until all that are to run at this moment have run, if it is not to come at once, and
+    /// asks for those that have come.
+    async fn end(self, at_once: bool) {
+        if !at_once {
+            tokio::task::yield_now().await;
+        }
+        if let Some(gathering) = self.tier.together.take(self.number) {
             Arc::clone(&self.tier).ask_for_all(gathering).await;
         }
     }
@@ -414,8 +469,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // If it has not been closed, its readers ask alone.
-        drop(self.tier.together.close(self.number));
+        // If nobody has asked, its readers ask alone.
+        drop(self.tier.together.take(self.number));
     }
 }
 
@@ -435,6 +490,14 @@ const MOST: usize = 64;
 
 /// A value longer than this is asked for alone. So many of them are 256 KiB.
 const LARGE: u32 = 4 << 10;
+
+/// The part of a reply that one reader may need: twice its value, since buffers double as they
+/// grow, which is ample for its tokens too.
+const ROOM: usize = 2 * LARGE as usize;
+
+/// In a cluster a question for many may take this part of what each may spend. Where a slot is in
+/// motion a single key that is not there holds up the whole of it (`TRYAGAIN`).
+const PART_IN_A_CLUSTER: u32 = 4;
 
 /// The length of the values of a class of which none has been seen.
 const UNKNOWN: u32 = LARGE + LARGE / 2;

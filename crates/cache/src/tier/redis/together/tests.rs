@@ -1,10 +1,12 @@
 //! What those get who ask together, whatever becomes of their question.
 #![allow(clippy::unwrap_used)]
 
-use futures_util::future::join_all;
+use futures_util::future::{Either, join_all, select};
 use futures_util::poll;
 use steadfast::{Client, Limits};
 use steadfast_drill::process::{Cluster, Redis};
+use steadfast_drill::waiting::until;
+use tokio::sync::oneshot::error::TryRecvError::Closed;
 
 use super::*;
 use crate::freshness::Ttl;
@@ -24,6 +26,11 @@ impl World {
     /// A cache over a server whose replies may be so long, with a class of which small values are
     /// known.
     async fn new(redis: &str, reply_bytes: usize) -> Self {
+        Self::within(LONG, redis, reply_bytes).await
+    }
+
+    /// One that may spend so long on Redis.
+    async fn within(limit: Duration, redis: &str, reply_bytes: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("x.db").display());
         let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
@@ -36,7 +43,7 @@ impl World {
         let cache = Cache::builder(database)
             .namespace("together")
             .redis(client)
-            .redis_limit(LONG)
+            .redis_limit(limit)
             .class("user", Ttl::default());
         let cache = cache.build().await.unwrap();
         let tier = cache.inner.redis.clone().unwrap();
@@ -48,7 +55,13 @@ impl World {
         for _ in 0..1000 {
             world.tier.together.note_size(0, 1);
         }
+        // A busy machine could have the thread send anybody away, so that nothing would be shared.
+        world.set_watched(true);
         world
+    }
+
+    fn set_watched(&self, pretended: bool) {
+        self.tier.together.open.lock().watch.pretend(pretended);
     }
 
     /// Stores a value of so many letters for each of so many keys.
@@ -106,8 +119,11 @@ impl World {
     }
 }
 
+/// Nothing that could be compressed.
 fn text_of(n: usize, letters: usize) -> String {
-    format!("{n:0letters$}")
+    let mut random = fastrand::Rng::with_seed(n as u64);
+    let text = (0..letters).map(|_| random.alphanumeric());
+    text.collect()
 }
 
 #[tokio::test]
@@ -160,16 +176,120 @@ async fn k3_who_asked_together_asks_alone_if_nobody_asks_for_all() {
     }
 }
 
-/// An answer that is too long for all is not for each, and the connection ends with it.
+/// A reply that is too long ends the connection, with every other call on it.
 #[tokio::test]
-async fn k2_a_question_for_many_that_fails_is_asked_by_each() {
+async fn k2_no_more_ask_together_than_the_client_takes_the_values_of() {
     let server = Redis::start().await.unwrap();
     let world = World::new(&server.url(), 40 << 10).await;
     let letters = 3 << 10;
+    world.store(60, letters).await;
+    world.each_gets_its_own(60, letters).await;
+    assert!(world.shared() >= 20, "{}", world.shared());
+    assert_eq!(world.tier.stats.redis_errors.count(), 0);
+}
+
+/// Values have grown meanwhile: an answer is too long for all that is not for each, and the
+/// connection ends with it. That must not come again and again.
+#[tokio::test]
+async fn k2_a_question_for_many_that_is_answered_too_long_is_asked_by_each_from_then_on() {
+    let server = Redis::start().await.unwrap();
+    let world = World::new(&server.url(), 40 << 10).await;
+    let letters = 16 << 10;
     world.store(30, letters).await;
     world.each_gets_its_own(30, letters).await;
+    assert!(world.tier.stats.redis_errors.count() > 0);
+    let for_good = clock() + Duration::from_secs(1 << 30);
+    assert!(world.tier.together.are_apart(for_good));
+}
+
+/// A slot is in motion, and a single key is not there: that holds up whoever shares a question
+/// with it, but not for so long that each could not be answered by itself.
+#[tokio::test]
+async fn k2_a_slot_in_motion_holds_up_no_hit_for_want_of_anothers_key() {
+    let cluster = Cluster::shared().await.unwrap();
+    let world = World::within(LONG / 4, &cluster.url(), 1 << 30).await;
+    world.store(16, 9).await;
+    let view = world.view().await;
+    let slots = [world.tier.slot().unwrap()];
+    let from = cluster.owner(slots[0]).await.unwrap();
+    let to = if from == 0 { 1 } else { 0 };
+    cluster.begin_migration(&slots, from, to).await.unwrap();
+    let mut looks: Vec<_> = (0..17)
+        .map(|n| Box::pin(world.look(n, view.clone())))
+        .collect();
+    for look in &mut looks {
+        assert!(poll!(look).is_pending());
+    }
+    let is_not_there = looks.pop().unwrap();
+    assert!(world.open_number().is_some());
+    let found = match select(join_all(looks), is_not_there).await {
+        Either::Left((found, _)) => found,
+        Either::Right((_, found)) => found.await,
+    };
+    cluster.move_keys(&slots, from, to, 1 << 20).await.unwrap();
+    cluster.end_migration(&slots, from, to).await.unwrap();
+    for (n, found) in found.into_iter().enumerate() {
+        assert_eq!(found.unwrap(), Some(text_of(n, 9)), "{n}");
+    }
     assert_eq!(world.shared(), 0);
-    assert!(world.tier.together.are_apart(clock()), "for a while");
+}
+
+/// The time is over in which a question could have been answered.
+#[tokio::test]
+async fn k2_nothing_is_asked_for_those_that_have_waited_too_long() {
+    let server = Redis::start().await.unwrap();
+    let world = World::new(&server.url(), 1 << 30).await;
+    let (reader, mut told) = a_reader();
+    let gathering = Gathering {
+        number: 0,
+        began: clock() - LONG * 2,
+        runtime: Handle::current().id(),
+        epoch_view: world.view().await,
+        readers: vec![reader],
+    };
+    Arc::clone(&world.tier).ask_for_all(gathering).await;
+    assert!(told.try_recv().is_err_and(|told| told == Closed));
+    assert_eq!(world.shared(), 0, "nobody was asked");
+}
+
+/// Who has asked Redis something already has less time than others; a gathering that is late is
+/// closed by the next reader.
+#[tokio::test]
+async fn k2_who_has_asked_before_asks_alone_and_who_comes_late_closes() {
+    let server = Redis::start().await.unwrap();
+    let world = World::new(&server.url(), 1 << 30).await;
+    let view = world.view().await;
+    let _looks: Vec<_> = (0..SEVERAL).map(|_| world.tier.together.looks()).collect();
+    let wanted = Wanted {
+        key: b"user:1",
+        tags: &[],
+        class: 0,
+        asked: clock(),
+    };
+    for (took, gathers) in [(1, false), (0, true)] {
+        let (mut allowance, carries) = (world.tier.allowance(), |_: &[&[u8]]| true);
+        allowance.charge(Duration::from_millis(took));
+        let look = world
+            .tier
+            .look_once(&wanted, view.clone(), &mut allowance, &carries);
+        assert!(poll!(Box::pin(look)).is_pending());
+        assert_eq!(world.open_number().is_some(), gathers);
+    }
+    let mut open = Open::default();
+    let (id, now) = (Handle::current().id(), clock());
+    let mut add = |after| open.add(a_reader().0, MOST, id, &view, now + after);
+    assert!(matches!(add(Duration::ZERO), Some(Step::Wait(0))));
+    assert!(matches!(add(OVERDUE), Some(Step::None)));
+    assert!(matches!(add(OVERDUE * 2), Some(Step::Ask(0))));
+}
+
+fn a_reader() -> (Reader, oneshot::Receiver<Told>) {
+    let (answer, told) = oneshot::channel();
+    let names = Names {
+        value: b"x".to_vec(),
+        tags: Vec::new(),
+    };
+    (Reader { names, answer }, told)
 }
 
 /// The epoch changes, or the watermark falls, after the readers have come and before Redis is
@@ -231,38 +351,76 @@ fn get(redis: &mut redis::Connection, name: &str) -> Option<String> {
     redis::cmd("GET").arg(name).query(redis).unwrap()
 }
 
-/// One whose task never runs, since its runtime is not driven, holds up nobody.
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn k14_who_runs_elsewhere_neither_joins_nor_is_held_up() {
+/// Their task has just been made, on a thread that something else occupies then, where no other
+/// thread can take it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k2_nobody_waits_for_a_task_that_stands_behind_another() {
     let server = Redis::start().await.unwrap();
-    let world = World::new(&server.url(), 1 << 30).await;
+    let world = Arc::new(World::new(&server.url(), 1 << 30).await);
+    world.set_watched(false);
     world.store(16, 9).await;
-    let elsewhere = tokio::runtime::Builder::new_current_thread()
+    let view = world.view().await;
+    let (over, end) = std::sync::mpsc::channel::<()>();
+    let (hand_out, handed) = oneshot::channel();
+    let readers = Arc::clone(&world);
+    let occupied = tokio::spawn(async move {
+        let looks = (0..16).map(|n| {
+            let (world, view) = (Arc::clone(&readers), view.clone());
+            Box::pin(async move { world.look(n, view).await })
+        });
+        let mut looks: Vec<_> = looks.collect();
+        for look in &mut looks {
+            assert!(poll!(look).is_pending());
+        }
+        assert!(readers.tier.together.open.lock().next > 0);
+        assert!(hand_out.send(looks).is_ok());
+        let _ = end.recv();
+    });
+    let looks = tokio::time::timeout(LONG * 2, join_all(handed.await.unwrap())).await;
+    drop(over);
+    for (n, found) in looks.expect("they wait").into_iter().enumerate() {
+        assert_eq!(found.unwrap(), Some(text_of(n, 9)));
+    }
+    occupied.await.unwrap();
+    until("the thread has nothing left to look at", || {
+        !world.tier.together.open.lock().watch.is_watched()
+    })
+    .await;
+    world.each_gets_its_own(16, 9).await;
+}
+
+/// Neither those that are in it, nor those that look at Redis meanwhile in another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn k2_nobody_waits_for_a_runtime_that_is_entered_and_not_driven() {
+    let server = Redis::start().await.unwrap();
+    let world = Arc::new(World::new(&server.url(), 1 << 30).await);
+    world.set_watched(false);
+    world.store(16, 9).await;
+    let not_driven = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .unwrap();
-    let (answer, told) = oneshot::channel();
-    let names = Names {
-        value: b"x".to_vec(),
-        tags: Vec::new(),
-    };
-    let (reader, view) = (Reader { names, answer }, world.view().await);
-    let opened = clock() - OVERDUE * 2;
-    let id = elsewhere.handle().id();
-    let added = world
-        .tier
-        .together
-        .open
-        .lock()
-        .add(reader, id, &view, opened);
-    assert!(matches!(added, Some(Step::Wait(_))));
+    let (over, end) = oneshot::channel();
+    let (entered, here) = (not_driven.handle().clone(), Handle::current());
+    let (readers, view) = (Arc::clone(&world), world.view().await);
+    std::thread::spawn(move || {
+        let looks = here.block_on(async {
+            let _entered = entered.enter();
+            join_all((0..MOST * 3).map(|n| readers.look(n % 16, view.clone()))).await
+        });
+        let _ = over.send(looks);
+    });
     world.each_gets_its_own(16, 9).await;
-    assert!(told.await.is_err(), "told to ask alone");
-    elsewhere.shutdown_background();
+    let looks = tokio::time::timeout(LONG * 2, end).await;
+    for (n, found) in looks.expect("they wait").unwrap().into_iter().enumerate() {
+        assert_eq!(found.unwrap(), Some(text_of(n % 16, 9)));
+    }
+    not_driven.shutdown_background();
 }
 
 #[test]
 fn k2_large_values_are_asked_for_alone() {
-    let together = Together::new();
+    let together = Together::new(1 << 30);
     let _looks: Vec<_> = (0..SEVERAL).map(|_| together.looks()).collect();
     let wanted = |class| Wanted {
         key: b"a",
@@ -275,6 +433,11 @@ fn k2_large_values_are_asked_for_alone() {
         together.note_size(1, 100);
     }
     assert!(together.invites(&wanted(1)));
+    let red = vec![b"red".to_vec(); FEW_TAGS + 1];
+    for tags in [&red[1..], &red[..]] {
+        let invited = together.invites(&Wanted { tags, ..wanted(1) });
+        assert_eq!(invited, tags.len() <= FEW_TAGS);
+    }
     together.note_size(1, 1 << 20);
     assert!(!together.invites(&wanted(1)) && !together.invites(&wanted(2)));
     for _ in 0..100 {
