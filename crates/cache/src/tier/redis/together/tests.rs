@@ -207,13 +207,15 @@ async fn k2_a_question_for_many_that_is_answered_too_long_is_asked_by_each_from_
 #[tokio::test]
 async fn k2_a_slot_in_motion_holds_up_no_hit_for_want_of_anothers_key() {
     let cluster = Cluster::shared().await.unwrap();
-    let world = World::within(LONG / 4, &cluster.url(), 1 << 30).await;
+    let limit = LONG / 3;
+    let world = World::within(limit, &cluster.url(), 1 << 30).await;
     world.store(16, 9).await;
     let view = world.view().await;
     let slots = [world.tier.slot().unwrap()];
     let from = cluster.owner(slots[0]).await.unwrap();
     let to = if from == 0 { 1 } else { 0 };
     cluster.begin_migration(&slots, from, to).await.unwrap();
+    let began = clock();
     let mut looks: Vec<_> = (0..17)
         .map(|n| Box::pin(world.look(n, view.clone())))
         .collect();
@@ -226,11 +228,13 @@ async fn k2_a_slot_in_motion_holds_up_no_hit_for_want_of_anothers_key() {
         Either::Left((found, _)) => found,
         Either::Right((_, found)) => found.await,
     };
+    let took = clock() - began;
     cluster.move_keys(&slots, from, to, 1 << 20).await.unwrap();
     cluster.end_migration(&slots, from, to).await.unwrap();
     for (n, found) in found.into_iter().enumerate() {
         assert_eq!(found.unwrap(), Some(text_of(n, 9)), "{n}");
     }
+    assert!(took < limit * 3 / 4, "{took:?}");
     assert_eq!(world.shared(), 0);
 }
 
