@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{APART, Gathering, Open};
-use crate::tier::redis::RedisTier;
+use super::{APART, Gathering, Open, RedisTier};
 
 /// How far the thread has looked at the gatherings of a tier.
 #[derive(Default)]
@@ -96,6 +95,10 @@ pub(super) fn begin(tier: &Arc<RedisTier>) -> bool {
     false
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this thread is no worker of a runtime, and outlives the timers of any"
+)]
 fn run() {
     loop {
         std::thread::sleep(EVERY);
