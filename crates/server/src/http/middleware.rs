@@ -25,7 +25,7 @@ use crate::auth::Auth;
 use crate::config::Config;
 use crate::life::Life;
 use crate::limit::Limiter;
-use crate::peer::{Counted, Spare};
+use crate::peer::{Counted, Peer, Spare};
 use crate::problem::{Problem, ProblemKind};
 use crate::query::waiting::within;
 use crate::route::{Route, path_asked_for};
@@ -105,6 +105,7 @@ pub(crate) async fn around_every_route(
     mut request: Request,
     next: Next,
 ) -> Response {
+    Peer::find(&mut request);
     admission.proxies.find_caller(&mut request);
     let method = request.method().clone();
     let route = Route::of(&request);

@@ -60,7 +60,7 @@ async fn s6_rules_and_limits_hold_for_a_service_nested_in_another_router() {
 }
 
 #[tokio::test]
-async fn s6_below_a_path_with_a_parameter_names_are_found_and_the_audit_log_has_the_whole_path() {
+async fn s6_below_a_path_with_a_parameter_names_are_found_and_the_audit_log_says_whom_and_what() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).display().to_string();
     let users = "[queries.answer]\nsql = \"SELECT 42 AS answer\"\nkey = \"answer\"\n";
@@ -111,4 +111,5 @@ async fn s6_below_a_path_with_a_parameter_names_are_found_and_the_audit_log_has_
         text.contains("\"/tenants/acme/v1/statements/none\""),
         "{text}"
     );
+    assert!(text.contains("\"peer\":\"127.0.0.1\""), "who asked: {text}");
 }
