@@ -41,6 +41,19 @@ pub trait Key {
 }
 
 /// The bytes of a key, borrowed where they lie in it already.
+///
+/// ```
+/// use steadfast_cache::{Key, KeyName};
+///
+/// struct Login(String);
+///
+/// impl Key for Login {
+///     fn name(&self) -> KeyName<'_> {
+///         KeyName::lent(self.0.as_bytes())
+///     }
+/// }
+/// assert_eq!(&*Login("ada".to_owned()).name(), b"ada");
+/// ```
 #[derive(Clone, Debug)]
 pub struct KeyName<'k>(Bytewise<'k>);
 

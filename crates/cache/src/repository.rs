@@ -14,7 +14,8 @@ use crate::sql::Tx;
 /// Reads and writes the values of one kind, from and to whatever holds the truth.
 ///
 /// ```
-/// # use steadfast_cache::{Database, Param, Repository, SourceError, Tx};
+/// # use std::sync::Arc;
+/// # use steadfast_cache::{Cache, Database, Param, Repository, SourceError, Tx, View};
 /// struct Names(Database);
 ///
 /// impl Repository<String> for Names {
@@ -31,6 +32,12 @@ use crate::sql::Tx;
 ///         tx.execute("UPDATE users SET name = ? WHERE login = ?", &params).await.map(drop)
 ///     }
 /// }
+/// # async fn example(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
+/// let names: View<String> = cache.view("user")?;
+/// let repository = Arc::new(Names(cache.database().clone()));
+/// println!("{:?}", names.get_from(&repository, "ada").await?.value);
+/// names.put_to(&*repository, "ada", &"Ada".to_owned()).await?;
+/// # Ok(()) }
 /// ```
 pub trait Repository<V>: Send + Sync + 'static {
     /// The error of reads and writes.

@@ -12,6 +12,23 @@ use crate::stats::Counts;
 
 /// A snapshot of a cache, of its work and its beliefs. Taken from what is known already: asks
 /// nobody.
+///
+/// ```
+/// use steadfast_cache::{CacheStatus, Counts, GuardStatus, RedisTrust};
+///
+/// fn line(status: &CacheStatus) -> String {
+///     let Counts { loads, loads_failed, .. } = status.counts;
+///     let GuardStatus { waiting, .. } = status.guard;
+///     let shared = match &status.redis {
+///         Some(RedisTrust { trusted: true, .. }) => "Redis is read",
+///         _ => "memory only",
+///     };
+///     format!("{shared}; {loads_failed} of {loads} loads failed, {waiting} wait")
+/// }
+/// # fn example(cache: &steadfast_cache::Cache) {
+/// println!("{}", line(&cache.status()));
+/// # }
+/// ```
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct CacheStatus {

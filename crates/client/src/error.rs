@@ -270,6 +270,20 @@ fn since(age: Option<Duration>) -> String {
 }
 
 /// A bound of the client.
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast::{Bound, Error, ErrorKind};
+///
+/// /// How long to wait before the next call, if that would help.
+/// fn pause(error: &Error) -> Option<Duration> {
+///     match error.kind() {
+///         ErrorKind::Overloaded { bound: Bound::Deadline, .. } => None, // Redis itself is slow
+///         ErrorKind::Overloaded { retry_after, .. } => Some(*retry_after),
+///         _ => None,
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Bound {

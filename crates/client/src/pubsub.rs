@@ -93,6 +93,17 @@ pub struct PubSub {
 }
 
 /// Changes the subscriptions of a [`PubSub`] from elsewhere.
+///
+/// ```no_run
+/// use steadfast::PubSubControl;
+///
+/// # async fn example(control: PubSubControl) -> Result<(), steadfast::Error> {
+/// control.subscribe("news").await?;
+/// control.unsubscribe("news").await?;
+/// control.ssubscribe("{7}:orders").await?; // what SPUBLISH publishes, in the slot of `7`
+/// control.sunsubscribe("{7}:orders").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct PubSubControl {
     changes: mpsc::Sender<SubscriptionChange>,

@@ -19,20 +19,23 @@ use steadfast_core::node::Endpoint;
 /// use std::io;
 /// use std::net::SocketAddr;
 /// use futures_util::future::BoxFuture;
-/// use steadfast::{Client, Resolve};
+/// use steadfast::{Client, Resolve, SystemResolver};
 ///
-/// /// Whoever the registry says is the primary.
-/// #[derive(Debug)]
-/// struct Registry;
+/// /// Whoever the registry says is the primary; other names as ever.
+/// #[derive(Debug, Default)]
+/// struct Registry(SystemResolver);
 ///
 /// impl Resolve for Registry {
-///     fn resolve(&self, _host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+///     fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+///         if host != "primary.example" {
+///             return self.0.resolve(host, port);
+///         }
 ///         Box::pin(async move { Ok(vec![([10, 0, 0, 7], port).into()]) })
 ///     }
 /// }
 ///
 /// # fn main() -> Result<(), steadfast::ConfigError> {
-/// let builder = Client::builder("redis://primary.example")?.resolver(Registry);
+/// let builder = Client::builder("redis://primary.example")?.resolver(Registry::default());
 /// # Ok(()) }
 /// ```
 pub trait Resolve: std::fmt::Debug + Send + Sync {

@@ -87,6 +87,20 @@ pub enum RetryError<T, E: fmt::Display + fmt::Debug> {
 }
 
 /// The reason why there was no further attempt.
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast::{Backoff, Exhausted, Retry, RetryError, Stop};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// let wait = Backoff::fixed(Duration::from_millis(1));
+/// let retry = Retry::new(wait, Stop::after_attempts(2)).if_result(|found: &u32| *found < 5);
+/// match retry.run(async || Ok::<_, std::io::Error>(3)).await {
+///     Err(RetryError::Refused { result, why: Exhausted::Attempts, .. }) => assert_eq!(result, 3),
+///     other => panic!("{other:?}"),
+/// }
+/// # });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exhausted {

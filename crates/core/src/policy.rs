@@ -42,6 +42,13 @@ pub use stop::Stop;
 ///
 /// Settings are refused once, at the door, so that no policy has to defend itself against them on
 /// every call.
+///
+/// ```
+/// use steadfast_core::policy::InvalidSetting;
+///
+/// let refused = InvalidSetting::new("probes", "must be at least 1");
+/// assert_eq!(refused.to_string(), "setting `probes` must be at least 1");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("setting `{setting}` {why}")]
 pub struct InvalidSetting {
@@ -52,7 +59,7 @@ pub struct InvalidSetting {
 }
 
 impl InvalidSetting {
-    /// Names a setting and what it must be: `InvalidSetting::new("probes", "must be at least 1")`.
+    /// Names a setting and what it must be.
     pub fn new(setting: &'static str, why: &'static str) -> Self {
         Self { setting, why }
     }

@@ -6,6 +6,19 @@
 //! Where it differs, it refuses what Toxiproxy overlooks: an unknown attribute is an error, not a
 //! silence. A proxy without a host in `listen` listens on loopback, not on every interface. As
 //! there, a browser is turned away, so that no page can reach through it to break anything.
+//!
+//! ```no_run
+//! use steadfast_drill::api::{Proxies, Wanted, serve};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let proxies = Proxies::new(7);
+//! let (name, upstream) = ("redis".to_owned(), "127.0.0.1:6379".to_owned());
+//! let at = proxies.create(Wanted { name, upstream, ..Wanted::default() }).await.ok();
+//! println!("{at:?}"); // where the application is sent
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8474").await?;
+//! serve(listener, proxies).await?; // and any client of Toxiproxy breaks it
+//! # Ok(()) }
+//! ```
 
 mod routes;
 

@@ -9,6 +9,25 @@
 //! [`LimitData`], and [`Down`], which there is a property of the proxy. Ours: [`Stall`], [`Hold`],
 //! [`Corrupt`], [`RejectNext`], and those that know Redis' protocol: [`RespError`], [`RespReply`],
 //! [`RespDelay`], [`RespSilence`].
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use steadfast_drill::fault::{Latency, ResetPeer, RespDelay, RespError, Stall, Toxic};
+//! use steadfast_drill::proxy::Proxy;
+//!
+//! # async fn example(proxy: Proxy) -> Result<(), Box<dyn std::error::Error>> {
+//! let jitter = Duration::from_millis(20);
+//! proxy.add(Toxic::new(Latency { jitter, ..Latency::of_millis(100) })).await?;
+//! proxy.add(Toxic::new(ResetPeer { timeout: Duration::ZERO }).toxicity(0.1)).await?; // a tenth
+//! proxy.add(Toxic::new(Stall {}).both()).await?; // a network that is cut, and mended later
+//! proxy.clear().await;
+//!
+//! // Those that know Redis' protocol need a proxy with `ProxyBuilder::resp`.
+//! proxy.add(Toxic::new(RespError::readonly())).await?; // writes, as a replica refuses them
+//! let late = r#"{"commands": ["GET"], "percentage": 50, "delay": 250}"#;
+//! proxy.add(Toxic::new(serde_json::from_str::<RespDelay>(late)?)).await?;
+//! # Ok(()) }
+//! ```
 
 mod bandwidth;
 mod corrupt;

@@ -1,5 +1,18 @@
 //! The load on an application's own interface: what its users ask for, and what counts as an
 //! answer. Everything here is checked when it is read, so that a load that parses can be sent.
+//!
+//! ```
+//! use std::time::Duration;
+//! use steadfast_drill::http_load::{Expect, HttpLoad, HttpRequest};
+//!
+//! let mut read = HttpRequest::parse("GET /users/{1..1000}")?;
+//! read.weight = 9.0;
+//! read.expect = Expect { within: Some(Duration::from_millis(500)), ..Expect::default() };
+//! let write = HttpRequest::parse("PUT /users/{1..1000}?name={value}")?;
+//! let mut load = HttpLoad::new("http://127.0.0.1:8000")?;
+//! load.requests = vec![read, write]; // for `TargetOptions::http`
+//! # Ok::<(), String>(())
+//! ```
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -7,6 +7,31 @@
 //! * It dies with the process that started it, however that ends, SIGKILL included (see [`Child`]).
 //! * Its port stays its own while it is down, so that it can be started again on it (see [`Port`]).
 //! * What goes wrong at the start is one line that names the cause, not the log of a server.
+//!
+//! ```no_run
+//! use steadfast_drill::process::{Cluster, Redis, Tls, Watched};
+//!
+//! # async fn example(tls: Tls) -> Result<(), steadfast_drill::process::ProcessError> {
+//! let redis = Redis::builder().password("secret").tls(tls).start().await?;
+//! println!("{} in {}, pid {:?}", redis.url(), redis.folder().display(), redis.pid());
+//! let replica = Redis::builder().replica_of(&redis).start().await?;
+//! replica.in_sync_with(&redis).await?;
+//! redis.freeze()?; // SIGSTOP: it is there, and answers nobody
+//! redis.resume()?;
+//! redis.save_snapshot().await?;
+//! redis.kill().await;
+//! redis.restart_from_snapshot().await?; // with what it held then
+//!
+//! let watched = Watched::start().await?; // a primary, its replica, three sentinels
+//! watched.data[0].kill().await;
+//! watched.sentinels[0].freeze()?;
+//!
+//! let cluster = Cluster::builder().primaries(3).replicas(1).start().await?;
+//! let added = cluster.add_node().await?;
+//! cluster.migrate(0, cluster.owner(0).await?, added).await?; // a slot, with its keys
+//! cluster.change_addresses(&[added]).await?;
+//! # Ok(()) }
+//! ```
 
 mod child;
 mod cluster;

@@ -53,6 +53,20 @@ pub struct Proxy {
 }
 
 /// How a proxy is started. By default: on a free port of 127.0.0.1, seed 0, passing bytes.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use steadfast_drill::fault::{RespError, Toxic};
+/// use steadfast_drill::proxy::Proxy;
+///
+/// let builder = Proxy::builder().resp(true).seed(7); // the same draws at every run
+/// let proxy = builder.start_by_name("redis.example:6379").await?;
+/// let half = RespError::oom().commands(&["SET"]).percentage(50.0);
+/// let refused = proxy.add(Toxic::new(half)).await?;
+/// // … the application runs against proxy.addr() …
+/// println!("{:?} SETs refused, {:?}", proxy.treated(refused), proxy.counters());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ProxyBuilder {
     listen: Option<SocketAddr>,

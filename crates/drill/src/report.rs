@@ -1,5 +1,18 @@
 //! The findings of a drill, in the one shape that all its forms are made from: the table on a
 //! terminal, the JSON for machines, the page that people forward, and the JUnit file for CI.
+//!
+//! ```no_run
+//! use std::fs::write;
+//! use steadfast_drill::report::{Report, html, json, junit, table};
+//!
+//! # fn example(report: Report) -> std::io::Result<()> {
+//! print!("{}", table::render(&report, true));
+//! write("report.json", json::render(&report))?;
+//! write("report.html", html::render(&report))?;
+//! assert!(report.passed(), "{:?}", report.caveat());
+//! write("junit.xml", junit::render(&[report]))?;
+//! # Ok(()) }
+//! ```
 
 pub mod application;
 pub mod compare;

@@ -37,6 +37,17 @@ pub struct Server {
 }
 
 /// The server's part on a connection, step by step.
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast_drill::scripted::Script;
+///
+/// let slow = Script::new().handshake().read(1).pause(Duration::from_secs(1)).send("+OK\r\n");
+/// let hostile = [Script::garbage(7), Script::huge_length(1 << 40), Script::deep_nesting(100_000)];
+/// let full = Script::max_clients();
+/// let mean = Script::new().handshake().read(1).reset();
+/// # let _ = (slow, hostile, full, mean);
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Script(Vec<Step>);
 

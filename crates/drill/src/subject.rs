@@ -6,6 +6,51 @@
 //! grows, read through whatever cache the subject has. The lab remembers which version was
 //! committed when, so it needs to believe nobody: an answer that is older than it may be, and does
 //! not say so, is wrong.
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use std::sync::Mutex;
+//! use std::time::Duration;
+//! use futures_util::future::{BoxFuture, FutureExt, ready};
+//! use steadfast_drill::subject::{
+//!     Answer, DatabaseFault, Facts, Failure, SetUpError, Source, Subject,
+//! };
+//!
+//! /// The least of them: its "database" is a map, and it has no Redis.
+//! #[derive(Default)]
+//! struct Mine(Mutex<HashMap<u64, u64>>);
+//!
+//! impl Subject for Mine {
+//!     fn warm(&self, keys: u64) -> BoxFuture<'_, Result<(), SetUpError>> {
+//!         self.0.lock().unwrap().extend((0..keys).map(|key| (key, 0)));
+//!         ready(Ok(())).boxed()
+//!     }
+//!
+//!     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
+//!         let version = self.0.lock().unwrap().get(&key).copied();
+//!         let (source, age, stale) = (Source::Database, Duration::ZERO, false);
+//!         let answer = version.map(|version| Answer { source, version, age, stale });
+//!         ready(answer.ok_or(Failure { kind: "database" })).boxed()
+//!     }
+//!
+//!     fn write(&self, key: u64, version: u64) -> BoxFuture<'_, Result<(), Failure>> {
+//!         let mut rows = self.0.lock().unwrap();
+//!         let row = rows.entry(key).or_default();
+//!         *row = version.max(*row);
+//!         ready(Ok(())).boxed()
+//!     }
+//!
+//!     fn database_fault(&self, _fault: DatabaseFault) {}
+//!
+//!     fn facts(&self) -> Facts {
+//!         Facts::default()
+//!     }
+//!
+//!     fn shutdown(&self) -> BoxFuture<'_, ()> {
+//!         ready(()).boxed()
+//!     }
+//! }
+//! ```
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -41,6 +41,23 @@ pub enum StartError {
 }
 
 /// A running service. Clones are the same one.
+///
+/// ```no_run
+/// use steadfast_server::App;
+/// use steadfast_server::problem::ProblemKind;
+///
+/// # async fn example(app: App) {
+/// match app.ask("user", "id=7").await {
+///     Ok(json) => println!("{json}"),
+///     Err(problem) if problem.kind() == ProblemKind::BadParameter => {
+///         println!("asked wrongly: {}", problem.detail());
+///     }
+///     Err(_) => println!("{:?}", app.health().checks), // why it cannot
+/// }
+/// println!("{:?}", app.cache().status().counts);
+/// println!("{:?}", app.client().status().state);
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct App {
     inner: Arc<Parts>,
@@ -142,7 +159,10 @@ impl App {
     /// use steadfast_server::health::{Check, Status};
     ///
     /// # fn example(app: steadfast_server::App) {
-    /// let printer = || async { Check::new(Status::Healthy, "has paper") };
+    /// let took = std::time::Duration::from_millis(2);
+    /// let printer = move || async move {
+    ///     Check::new(Status::Healthy, "has paper").latency(Some(took))
+    /// };
     /// app.register_check("printer", Arc::new(move || Box::pin(printer())));
     /// # }
     /// ```

@@ -1,6 +1,16 @@
 //! No caller gets further than its role. Who a caller is, is told by a token that somebody else
 //! signed; what its role may do stands in one table; and what was done or refused is written down.
 //! One door, `admit`, in front of every route.
+//!
+//! ```
+//! use steadfast_server::auth::{RULES, Role, rule_for};
+//! use steadfast_server::axum::http::Method;
+//!
+//! let rule = rule_for(&Method::POST, "/v1/statements/{name}");
+//! assert!(rule.is_some_and(|rule| rule.needs == Some(Role::Operator) && rule.audited));
+//! let open = RULES.iter().filter(|rule| rule.needs.is_none());
+//! println!("{:?}", open.map(|rule| rule.path).collect::<Vec<_>>());
+//! ```
 
 use std::net::SocketAddr;
 use std::sync::Arc;

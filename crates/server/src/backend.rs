@@ -230,6 +230,14 @@ fn expected(config: &RedisConfig) -> Expected {
 
 /// A client as `[redis]` says, with its TLS and its credentials, to be built or connected.
 ///
+/// ```no_run
+/// use steadfast_server::{Config, redis_client};
+///
+/// # async fn example(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+/// let client = redis_client(&config.redis)?.build()?; // another one, of the same server
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// If the client refuses a setting.
 pub fn redis_client(config: &RedisConfig) -> Result<ClientBuilder, steadfast::ConfigError> {

@@ -1,6 +1,22 @@
 //! One file, a few variables and a few flags decide how the service behaves; a wrong one must be
 //! found before the service starts, not at three in the morning. So everything is read and held
 //! against everything else at once, and all that is wrong is told together, with its place.
+//!
+//! ```
+//! use steadfast_server::Config;
+//! use steadfast_server::config::{SAMPLE, Sources};
+//!
+//! # fn main() -> Result<(), steadfast_server::config::ConfigError> {
+//! let sources = Sources::new().text("sample", SAMPLE);
+//! let config = Config::load(&sources.clone().flag("--listen", "server.listen", "127.0.0.1:0"))?;
+//! assert_eq!(config.server.listen.port(), 0);
+//! println!("{:?}", config.queries.keys());
+//! println!("{}", config.show()); // what is in force, without secrets
+//!
+//! let wrong = Config::load(&sources.flag("--listen", "server.listen", "everywhere"));
+//! println!("{}", wrong.unwrap_err()); // each mistake, where it is, and what to write
+//! # Ok(()) }
+//! ```
 
 mod addresses;
 mod auth;

@@ -93,6 +93,19 @@ impl Phase {
 }
 
 /// The answer of `/health`.
+///
+/// ```
+/// use steadfast_server::health::{Health, Phase, Status};
+///
+/// fn page(health: &Health) -> String {
+///     let ill = health.checks.iter().filter(|(_, check)| check.status > Status::Healthy);
+///     let ill: Vec<_> = ill.map(|(name, check)| format!("{name}: {}", check.message)).collect();
+///     match health.phase {
+///         Phase::Serving if health.is_ready() => format!("serving {ill:?}"),
+///         phase => format!("{phase:?} {ill:?}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Health {

@@ -152,6 +152,20 @@ enum Signalled {
 
 /// The signals that are listened for. They are installed before anything is started or announced,
 /// and handed on: between two listeners there would be a moment in which a signal is lost.
+///
+/// ```no_run
+/// use steadfast_server::{App, Shutdown, Signals};
+///
+/// # async fn example(app: App, shutdown: Shutdown) -> std::io::Result<()> {
+/// let mut signals = Signals::install()?;
+/// signals.asked_to_end().await;
+/// shutdown.begin();
+/// // … what is under way is answered …
+/// if !signals.see_out(app.close()).await {
+///     println!("asked again: ending with things left open");
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,

@@ -1,6 +1,19 @@
 //! A caller that is refused must be able to tell, by program, what kind of refusal it was and when
 //! to come back. So every error leaves as problem details (RFC 9457), with a type from a short list
 //! and `Retry-After` where waiting helps.
+//!
+//! ```
+//! use std::time::Duration;
+//! use steadfast_server::problem::{Problem, ProblemKind};
+//!
+//! // A page of the program's own refuses as the service does.
+//! async fn print() -> Result<&'static str, Problem> {
+//!     let refusal = Problem::new(ProblemKind::Overloaded, "the printer has no paper");
+//!     Err(refusal.retry_after(Some(Duration::from_secs(60))))
+//! }
+//! # use steadfast_server::axum::{Router, routing::get};
+//! # let _: Router = Router::new().route("/print", get(print));
+//! ```
 
 use std::borrow::Cow;
 use std::time::Duration;

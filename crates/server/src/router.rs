@@ -13,6 +13,33 @@ use crate::problem::{Problem, ProblemKind};
 
 /// Everything the service answers, to be served by [`serve`](crate::serve) or put into a program's
 /// own router. Limits, checks of Host and Origin, and security headers are part of it.
+///
+/// ```no_run
+/// use std::net::SocketAddr;
+/// use steadfast_server::axum::{Router, routing::get, serve};
+/// use steadfast_server::config::Sources;
+/// use steadfast_server::{App, Config, Shutdown, router};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let data = App::start(Config::load(&Sources::new().file("app.toml".as_ref())?)?).await?;
+/// let asked = data.clone();
+/// let pages = Router::new()
+///     .route("/answer", get(async move || asked.ask("user", "id=7").await)) // without HTTP
+///     .nest("/data", router(data.clone()));
+///
+/// let shutdown = Shutdown::new();
+/// data.serving(&shutdown); // ready, until the end begins
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+/// let pages = pages.into_make_service_with_connect_info::<SocketAddr>(); // for limits
+/// serve(listener, pages)
+///     .with_graceful_shutdown(async move {
+///         let _ = tokio::signal::ctrl_c().await;
+///         shutdown.begin();
+///     })
+///     .await?;
+/// data.close().await;
+/// # Ok(()) }
+/// ```
 pub fn router(app: App) -> Router {
     let mut router = Router::new()
         .route("/v1/queries/{name}", get(queries::read))

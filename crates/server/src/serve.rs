@@ -90,6 +90,25 @@ pub enum Served {
 /// Serves until `shutdown`, then drains: not ready, `drain_delay`, event streams ended, no more
 /// accepted, what is in flight finished within `drain_limit`. A request is finished when the last
 /// byte of its answer has been written.
+///
+/// ```no_run
+/// use steadfast_server::{App, Config, Served, Shutdown, bind, serve};
+///
+/// # async fn example(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+/// let listener = bind(&config).await?;
+/// let app = App::start(config).await?;
+/// let shutdown = Shutdown::new();
+/// let ending = shutdown.clone();
+/// tokio::spawn(async move {
+///     let _ = tokio::signal::ctrl_c().await;
+///     ending.begin(); // `force` does not wait
+/// });
+/// if let Served::Unfinished { requests } = serve(listener, app.clone(), shutdown).await {
+///     println!("{requests} requests were cut off");
+/// }
+/// app.close().await;
+/// # Ok(()) }
+/// ```
 pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Served {
     let config = app.config().server.clone();
     if !config.listen.ip().is_loopback() && config.tls.is_none() {

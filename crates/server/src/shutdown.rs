@@ -7,6 +7,14 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// A handle on the end of a service; clones are the same one.
+///
+/// ```
+/// let shutdown = steadfast_server::Shutdown::new();
+/// let same = shutdown.clone();
+/// same.begin();
+/// assert!(shutdown.has_begun());
+/// same.force(); // asked again: at once
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     inner: Arc<ShutdownStages>,

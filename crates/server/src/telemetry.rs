@@ -1,5 +1,17 @@
 //! Logs go to standard error, so that standard output stays the program's own; metrics are kept by
 //! one recorder in the process, which every part feeds through a facade and `/metrics` renders.
+//!
+//! ```no_run
+//! use steadfast_server::{App, Config, telemetry};
+//!
+//! # async fn example(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+//! let telemetry = telemetry::init(&config)?; // if the program has no subscriber of its own
+//! let app = App::start(config).await?;
+//! // … it serves …
+//! app.close().await;
+//! telemetry.shutdown();
+//! # Ok(()) }
+//! ```
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;

@@ -106,6 +106,18 @@ impl ClassGuard {
 }
 
 /// The bound of a [`ClassGuard`] that refuses a load.
+///
+/// ```
+/// use steadfast_cache::{CacheError, ClassBound};
+///
+/// fn advice(error: &CacheError) -> Option<&'static str> {
+///     match error {
+///         CacheError::ClassOverloaded { bound: ClassBound::Rate(_), .. } => Some("ask it less"),
+///         CacheError::ClassOverloaded { .. } => Some("ask fewer at once"),
+///         _ => None,
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum ClassBound {

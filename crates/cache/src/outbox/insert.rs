@@ -13,6 +13,19 @@ use crate::sql::{Param, SourceError, Tx};
 use crate::target::Target;
 
 /// A transaction into which an invalidation can be written: [`Tx`], or any of sqlx's own.
+///
+/// ```
+/// use steadfast_cache::{Cache, Invalidation, SourceError, Target, Transactional};
+///
+/// /// For whoever changes a user: apply what it answers, once the transaction is committed.
+/// async fn changed<'c>(
+///     cache: &'c Cache,
+///     tx: &mut impl Transactional,
+///     user: i64,
+/// ) -> Result<Invalidation<'c>, SourceError> {
+///     cache.invalidate_in(tx, &[Target::key(format!("user:{user}"))]).await
+/// }
+/// ```
 pub trait Transactional: sealed::Sealed + Send {
     #[doc(hidden)]
     fn insert(

@@ -7,6 +7,18 @@ use steadfast_core::policy::InvalidSetting;
 use super::tls;
 
 /// A database could not do what was asked.
+///
+/// ```
+/// use steadfast_cache::SourceError;
+///
+/// fn answer(error: &SourceError) -> (u16, String) {
+///     match error {
+///         error if error.is_passing() => (503, "try again".to_owned()),
+///         error if error.writes() => (405, "this only reads".to_owned()),
+///         error => (500, error.to_string()),
+///     }
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {

@@ -20,6 +20,15 @@ use super::{SourceError, within};
 use crate::guard::{self, LoadSlot};
 
 /// A database whose running statements can be stopped from outside their connection.
+///
+/// ```
+/// use steadfast_cache::sqlx::Connection;
+/// use steadfast_cache::{Kind, Lent};
+///
+/// async fn answers<D: Kind>(connection: &mut Lent<D>) -> bool {
+///     connection.ping().await.is_ok()
+/// }
+/// ```
 pub trait Kind: Database<Connection: Connection<Database = Self>> + sealed::Sealed {
     /// The way to stop what a connection runs.
     #[doc(hidden)]

@@ -25,6 +25,7 @@ use super::{Executed, Param, Row, SourceError};
 ///     let change = sqlx::query("UPDATE users SET name = ? WHERE id = ?");
 ///     change.bind("Ada").bind(7).execute(&mut **tx).await?;
 /// }
+/// tx.rollback().await?; // or `commit`, or leave both to `Cache::write`
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]

@@ -13,6 +13,22 @@ use crate::link::{ConnectionState, LinkView};
 use crate::sentinel::SentinelStatus;
 
 /// A client as it is now, for status pages and decisions by people.
+///
+/// ```
+/// use steadfast::{Fencing, Flapping, Status};
+///
+/// fn complaints(status: &Status) -> Vec<String> {
+///     let flaps = |f: &Flapping| format!("lost {} times, last by {}", f.reconnects, f.cause);
+///     let mut complaints: Vec<_> = status.flapping.iter().map(flaps).collect();
+///     if status.fencing == Fencing::Refused {
+///         complaints.push("allow CLIENT KILL, so that more writes can be repeated".to_owned());
+///     }
+///     complaints
+/// }
+/// # fn example(client: &steadfast::Client) {
+/// println!("{:?}", complaints(&client.status()));
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -88,6 +88,18 @@ pub struct SentinelContact {
 
 /// The relation of a new primary's data to that of the one before, in
 /// [`EventKind::FailedOver`](crate::EventKind::FailedOver).
+///
+/// ```
+/// use steadfast::{EventKind, FailoverHistory};
+///
+/// fn cost(kind: &EventKind) -> Option<String> {
+///     let EventKind::FailedOver { to, history, .. } = kind else { return None };
+///     Some(match history {
+///         FailoverHistory::Same { at_risk, .. } => format!("{to}: {at_risk} writes at risk"),
+///         _ => format!("{to}: any write may be lost"),
+///     })
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(tag = "is", rename_all = "snake_case"))]

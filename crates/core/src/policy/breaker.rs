@@ -22,7 +22,7 @@
 //! ```
 //! # #![allow(clippy::disallowed_methods)]
 //! use std::time::Instant;
-//! use steadfast_core::policy::breaker::{Admission, Breaker, BreakerConfig, Outcome, State};
+//! use steadfast_core::policy::breaker::{Admission, Breaker, BreakerConfig, Cause, Outcome, State};
 //!
 //! let now = Instant::now();
 //! let mut breaker = Breaker::new(BreakerConfig::default(), now)?;
@@ -34,7 +34,9 @@
 //! let Ok(Admission::Now(probe)) = breaker.try_acquire(now + refused.retry_after) else {
 //!     panic!("a probe")
 //! };
-//! assert_eq!(probe.transition().map(|t| t.to), Some(State::HalfOpen));
+//! assert!(probe.is_probe());
+//! let half_open = probe.transition().map(|t| (t.to, &t.cause));
+//! assert_eq!(half_open, Some((State::HalfOpen, &Cause::OpenTimeOver)));
 //! # Ok::<(), steadfast_core::policy::InvalidSetting>(())
 //! ```
 

@@ -24,7 +24,8 @@ pub const BUCKETS: usize = 10;
 /// let mut window = Window::new(length, began);
 /// window.add(Counts::ok(3), began);
 /// window.add(Counts::failure(), began);
-/// assert_eq!(window.counts(began).total(), 4);
+/// window.add(Counts::slow(), began); // well, but too late
+/// assert_eq!(window.counts(began).total(), 5);
 /// assert_eq!(window.counts(began + 2 * length).total(), 0);
 /// ```
 #[derive(Clone, Debug)]

@@ -10,6 +10,17 @@ use std::ops::Deref;
 use std::path::PathBuf;
 
 /// A running PgBouncer; whoever comes is let in.
+///
+/// ```no_run
+/// use steadfast_drill::process::{PgBouncer, PoolMode, Postgres};
+///
+/// # async fn example() -> Result<(), steadfast_drill::process::ProcessError> {
+/// let postgres = Postgres::start().await?;
+/// let settings = "query_wait_timeout = 5";
+/// let pool = PgBouncer::start(&postgres, PoolMode::Transaction, 4, settings).await?;
+/// println!("{}", pool.url());
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct PgBouncer {
     server: Server,

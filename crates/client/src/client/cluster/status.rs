@@ -17,12 +17,15 @@ use crate::link::ConnectionState;
 /// use steadfast::{ClusterStatus, NodeStatus};
 ///
 /// fn unwell(cluster: &ClusterStatus) -> Vec<&str> {
-///     let unwell = |node: &&NodeStatus| node.failing || node.breaker == Some("open");
+///     let unwell = |node: &&NodeStatus| !node.serves();
 ///     let nodes = cluster.nodes.iter().filter(unwell);
 ///     nodes.filter_map(|node| node.address.as_deref()).collect()
 /// }
 /// # fn example(client: &steadfast::Client) -> Option<()> {
-/// println!("{:?}", unwell(client.status().cluster.as_ref()?));
+/// let cluster = client.status().cluster?;
+/// println!("{:?}", unwell(&cluster));
+/// let owner = cluster.nodes.iter().find(|node| node.owns(12_182))?; // the slot of `foo`
+/// println!("`foo` is served: {}", owner.why_not().unwrap_or("yes"));
 /// # Some(()) }
 /// ```
 #[derive(Clone, Debug)]
