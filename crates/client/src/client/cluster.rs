@@ -6,6 +6,7 @@
 //! node to node ([`journey`]). A call looks up its slot anew for each attempt.
 
 mod answers;
+mod asked;
 mod chosen;
 mod discovery;
 mod hunt;
@@ -36,6 +37,7 @@ use steadfast_core::slot::Slot;
 use steadfast_core::topology::{DiscoveryGate, DiscoveryGateConfig, Topology, Trigger};
 use tokio::sync::{Notify, watch};
 
+use self::asked::Asked;
 pub(crate) use self::discovery::watch as keep_view;
 use self::hunt::LeftBehind;
 use self::journey::Limits;
@@ -79,6 +81,7 @@ pub(crate) struct Cluster {
     reads: ReplicaReads,
     writes: Arc<OwnWrites>,
     order: InOrder,
+    asked: Asked,
     left_behind: Arc<LeftBehind>,
     /// The bytes that wait for all nodes together.
     total_bytes: Arc<TotalBytes>,
@@ -152,6 +155,7 @@ impl Cluster {
                 now,
             )),
             order: InOrder::new(shared.settings.in_flight),
+            asked: Asked::default(),
             left_behind: Arc::new(LeftBehind::new(&shared)),
             total_bytes: Arc::new(TotalBytes::new(shared.settings.buffered_bytes)),
             writes: Arc::new(OwnWrites::new(now, shared.settings.max_lag)),

@@ -169,3 +169,56 @@ async fn t9_c2_a_call_that_was_never_sent_says_so_though_its_turn_is_lost() {
     let error = first.await.unwrap_err();
     assert_eq!(error.certainty(), Certainty::NotSent, "{error}");
 }
+
+#[tokio::test]
+async fn t6_an_ask_that_has_grown_old_behind_others_is_not_followed_into_a_later_migration() {
+    let builder = Cluster::builder().replicas(0).node_timeout(ms(60_000));
+    let cluster = builder.start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(30_000)).connect().await.unwrap();
+    let key = key_of(&cluster, 0, "counter").await;
+    let frozen = key_of(&cluster, 2, "frozen").await;
+    let slots = [slot(&key)];
+    client.send(&cmd(&format!("SET {key} 100"))).await.unwrap();
+    client.send(&cmd(&format!("GET {frozen}"))).await.unwrap();
+    cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    cluster.move_keys(&slots, 0, 1, 100).await.unwrap();
+
+    // Both are told to ask at the other node, and wait for one that came later: of that a part is
+    // at a node which does not answer.
+    cluster.node(2).freeze().unwrap();
+    let incr = cmd(&format!("INCR {key}"));
+    let mut one = pin!(client.send(&incr));
+    let mut pipe = redis::pipe();
+    pipe.incr(&key, 10);
+    let mut piped = pin!(client.send_pipeline(&pipe));
+    let mut later = redis::pipe();
+    later.get(&key).get(&frozen);
+    let mut later = pin!(client.send_pipeline(&later));
+    assert!(futures_util::poll!(&mut one).is_pending());
+    assert!(futures_util::poll!(&mut piped).is_pending());
+    assert!(futures_util::poll!(&mut later).is_pending());
+    let all = async { tokio::join!(&mut one, &mut piped, &mut later) };
+    let mut all = pin!(all);
+    let moves = async {
+        until("they were told so", || {
+            client.status().cluster.unwrap().redirects >= 2
+        })
+        .await;
+        // The slot moves on, comes back, and is on its way again: its key is still at home.
+        cluster.end_migration(&slots, 0, 1).await.unwrap();
+        cluster.begin_migration(&slots, 1, 0).await.unwrap();
+        cluster.move_keys(&slots, 1, 0, 100).await.unwrap();
+        cluster.end_migration(&slots, 1, 0).await.unwrap();
+        cluster.begin_migration(&slots, 0, 1).await.unwrap();
+        cluster.node(2).resume().unwrap();
+    };
+    let ((), (one, piped, later)) = tokio::join!(moves, &mut all);
+    assert_eq!(one.unwrap(), Value::Int(101));
+    assert_eq!(piped.unwrap(), [Value::Int(111)]);
+    assert_eq!(later.unwrap()[0], Value::BulkString(b"111".to_vec()));
+    assert_eq!(cluster.move_keys(&slots, 0, 1, 100).await.unwrap(), 1);
+    cluster.end_migration(&slots, 0, 1).await.unwrap();
+    let value = client.send(&cmd(&format!("GET {key}"))).await.unwrap();
+    assert_eq!(value, Value::BulkString(b"111".to_vec()));
+}

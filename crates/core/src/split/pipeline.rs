@@ -331,6 +331,16 @@ impl<'a, E> SplitPipeline<'a, E> {
         }
     }
 
+    /// Has the commands of these slots that wait to follow an ASK go to their owners instead.
+    pub fn ask_anew(&mut self, of: impl Fn(Slot) -> bool) {
+        for unit in &mut self.units {
+            let is_asked = matches!(unit.redirect, Some(Routing::Ask(_)));
+            if is_asked && matches!(unit.state, State::Waiting) && unit.slot.is_some_and(&of) {
+                unit.redirect = None;
+            }
+        }
+    }
+
     /// Takes the commands out that belong to these slots and are to be sent, for a pipeline of
     /// their own, which goes its own way until it is [joined](Self::join) to this one again.
     #[must_use]

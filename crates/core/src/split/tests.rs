@@ -478,6 +478,17 @@ fn t6_each_command_that_was_answered_ask_is_marked_for_an_asking_of_its_own() {
         .map(|part| (part.node, part.asking, part.is_whole))
         .collect();
     assert_eq!(told, [(1, true, false), (0, false, false)]);
+
+    // One that has grown old before it could be followed is not.
+    for part in &parts {
+        split.take_back(part.units());
+    }
+    split.ask_anew(|of| of == Slot::of_key(b"other"));
+    assert!(split.to_send(|_| "one").iter().any(|part| part.asking));
+    split.take_back(&[0, 1]);
+    split.ask_anew(|of| of == Slot::of_key(b"k"));
+    let parts = split.to_send(|_| "one");
+    assert!(parts.iter().all(|part| !part.asking), "{parts:?}");
 }
 
 #[test]

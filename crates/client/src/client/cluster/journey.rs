@@ -117,6 +117,8 @@ enum Attempted {
     Ended(Result<Reply, Error>, bool),
     /// Its slot changes hands, or has: nothing was sent.
     Elsewhere,
+    /// Its ASK is too old to be followed: nothing was sent.
+    Outdated,
     /// The call may not be sent again.
     Never(Error),
 }
@@ -266,17 +268,23 @@ impl<'a> Journey<'a> {
             let (result, before) = match attempted {
                 Attempted::Ended(result, before) => (result, before),
                 Attempted::Never(error) => return Err(error.at_least(self.so_far)),
-                Attempted::Elsewhere if clock::now() >= self.limits.deadline => {
+                Attempted::Elsewhere | Attempted::Outdated
+                    if clock::now() >= self.limits.deadline =>
+                {
                     return Err(self.limits.timed_out(self.so_far));
                 }
-                Attempted::Elsewhere => {
+                nothing => {
+                    if matches!(nothing, Attempted::Outdated) {
+                        // Its redirect has led nowhere, so it counts for none.
+                        self.hops = self.hops.saturating_sub(1);
+                    }
                     aim = Aim::Owner;
                     continue;
                 }
             };
             let error = match result {
                 Ok(reply) => {
-                    self.learn_where_it_was_served(&aim);
+                    self.learn_where_it_was_served(&aim, node.number);
                     self.has_run();
                     return Ok(reply);
                 }
@@ -422,10 +430,15 @@ impl<'a> Journey<'a> {
     /// Makes one attempt at this node.
     async fn attempt(&mut self, node: &Node, aim: &Aim, sent: Instant) -> Attempted {
         let (cluster, limits, slot) = (self.cluster, self.limits, self.slot);
+        let asking = matches!(aim, Aim::At { asking: true, .. });
         let plan = Plan {
-            asking: matches!(aim, Aim::At { asking: true, .. }),
+            asking,
             ..self.plan.clone()
         };
+        let stands = |(slot, node)| !asking || cluster.asked.stands(slot, node, clock::now());
+        if !stands((slot, node.number)) {
+            return Attempted::Outdated;
+        }
         let payload = self.rest.as_ref().map_or(self.payload, OwnPayload::payload);
         let times = limits.of_attempt(self.hops + self.pauses + self.waits);
         let before = self.suspicion;
@@ -457,8 +470,10 @@ impl<'a> Journey<'a> {
             Some(_) if !self.in_turn => Poll::Pending,
             Some(places) => {
                 let goes = [(slot, node.number)];
-                match places.again(&goes, limits.deadline, attempt.as_mut()).await {
+                let again = places.again(&goes, limits.deadline, stands, attempt.as_mut());
+                match again.await {
                     Again::Sent(polled) => polled,
+                    Again::Outdated(_) => return Attempted::Outdated,
                     // Of its own all that may be known is told by those before.
                     Again::Overtaken(_) => {
                         let error = Error::new(ErrorKind::Overtaken, Certainty::NotSent);
@@ -618,7 +633,10 @@ impl<'a> Journey<'a> {
         let known = |aim: Option<Aim>| Some(aim.map_or(Next::WhenKnown, Next::Go));
         match routing {
             Routing::Moved(redirect) => known(cluster.moved(node, redirect, sent)),
-            Routing::Ask(redirect) => known(cluster.asked(node, redirect)),
+            Routing::Ask(redirect) => {
+                cluster.note_ask(node, redirect);
+                known(cluster.asked(node, redirect))
+            }
             Routing::TryAgain => Some(Next::Later),
             Routing::Unblocked => {
                 cluster.trigger(Trigger::Contradiction);
@@ -644,7 +662,10 @@ impl<'a> Journey<'a> {
     /// Believes the redirect of a script once the node that it names has run the script: only the
     /// owner of its keys does, so the words were not the script's own. A script without keys runs
     /// anywhere, and proves nothing.
-    fn learn_where_it_was_served(&mut self, aim: &Aim) {
+    fn learn_where_it_was_served(&mut self, aim: &Aim, node: u16) {
+        if matches!(aim, Aim::At { asking: true, .. }) {
+            self.cluster.asked.note(self.slot, node, clock::now());
+        }
         let Some((by, redirect, sent)) = self.pointed.take() else {
             return;
         };

@@ -197,6 +197,8 @@ enum Turned {
     Waits(Slots, Instant),
     /// In these later ones of its keys have run.
     Overtaken(Slots),
+    /// These do not go there any more.
+    Outdated(Slots),
 }
 
 type Locks<'a> = SmallVec<[(usize, MutexGuard<'a, Stripe>); 1]>;
@@ -244,6 +246,9 @@ pub(super) enum Again<T> {
     /// It is not its turn yet in these slots, and it is in others: what belongs to those is to be
     /// sent by itself. Nothing was.
     Divided(Slots),
+    /// These slots are not on their way any more, as far as is known, to where they were: nothing
+    /// was sent.
+    Outdated(Slots),
     /// The command's turn did not come in time.
     TimedOut,
 }
@@ -610,11 +615,12 @@ fn locked<'l>(locks: &'l mut Locks<'_>, slot: Slot) -> &'l mut Stripe {
 impl Places<'_> {
     /// Sends the command again where it goes now, when it is its turn in all of these slots, whose
     /// gates are closed: polls `attempt` for the first time, by which it is submitted, while
-    /// nobody else can be.
+    /// nobody else can be. When its turn comes, each has still to go there, as `stands` says.
     pub(super) async fn again<F: Future>(
         &mut self,
         goes: &[(Slot, u16)],
         deadline: Instant,
+        stands: impl Fn((Slot, u16)) -> bool,
         mut attempt: Pin<&mut F>,
     ) -> Again<F::Output> {
         let order = self.order;
@@ -627,7 +633,7 @@ impl Places<'_> {
         };
         loop {
             let tried = std::future::poll_fn(|cx| {
-                Poll::Ready(match self.try_again(goes, &mut turn) {
+                Poll::Ready(match self.try_again(goes, &stands, &mut turn) {
                     Ok(locks) => {
                         let polled = attempt.as_mut().poll(cx);
                         drop(locks);
@@ -644,6 +650,7 @@ impl Places<'_> {
                     return sent;
                 }
                 Err(Turned::Overtaken(slots)) => return Again::Overtaken(slots),
+                Err(Turned::Outdated(slots)) => return Again::Outdated(slots),
                 Err(Turned::Waits(slots, until)) => (slots, until),
             };
             if goes.iter().any(|(slot, _)| !waits.contains(slot)) {
@@ -705,6 +712,7 @@ impl Places<'_> {
     fn try_again(
         &mut self,
         goes: &[(Slot, u16)],
+        stands: &impl Fn((Slot, u16)) -> bool,
         turn: &mut InTurn<'_>,
     ) -> Result<Locks<'_>, Turned> {
         let order = self.order;
@@ -732,6 +740,11 @@ impl Places<'_> {
                 }
             }
             return Err(Turned::Waits(waits, until));
+        }
+        let outdated = goes.iter().filter(|one| !stands(**one));
+        let outdated: Slots = outdated.map(|(slot, _)| *slot).collect();
+        if !outdated.is_empty() {
+            return Err(Turned::Outdated(outdated));
         }
         for (slot, node) in goes {
             let Stripe {

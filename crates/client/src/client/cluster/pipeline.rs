@@ -128,6 +128,8 @@ struct Round {
     strays: BTreeSet<Slot>,
     /// Whether some are held back.
     holds: bool,
+    /// The slots that go where an ASK leads.
+    asks: BTreeSet<(Slot, u16)>,
 }
 
 impl Round {
@@ -170,6 +172,8 @@ enum RoundSent {
     Answered(Vec<Vec<Answer>>),
     /// Slots change hands, or have: nothing was sent.
     Elsewhere,
+    /// The ASK of these slots is old: nothing was sent.
+    Outdated(Slots),
     /// These slots change hands, and others do not: nothing was sent.
     Divided(Slots),
     /// In these slots later commands have run: nothing was sent.
@@ -295,6 +299,10 @@ impl<'a> Voyage<'a> {
                         break;
                     }
                 }
+                RoundSent::Outdated(slots) => {
+                    self.take_back(&round);
+                    self.ask_anew(&slots);
+                }
                 RoundSent::Divided(slots) => {
                     self.take_back(&round);
                     match self.part_with(&slots) {
@@ -332,6 +340,13 @@ impl<'a> Voyage<'a> {
         for part in &round.parts {
             self.split.take_back(part.units());
         }
+    }
+
+    /// The owners of these slots know better now than their ASK. It has led nowhere, so it counts
+    /// for none.
+    fn ask_anew(&mut self, slots: &Slots) {
+        self.split.ask_anew(|slot| slots.contains(&slot));
+        self.hops = self.hops.saturating_sub(1);
     }
 
     /// Ends what is to be sent of these slots, and is not after all. Of what was sent in an earlier
@@ -375,7 +390,7 @@ impl<'a> Voyage<'a> {
             .split
             .to_send(|target| cluster.node_of(target, any, turns));
         let mut goes = Vec::new();
-        let mut strays = BTreeSet::new();
+        let (mut strays, mut asks) = (BTreeSet::new(), BTreeSet::new());
         for part in &parts {
             let units = part.units().iter();
             for target in units.filter_map(|unit| self.split.target(*unit)) {
@@ -387,6 +402,9 @@ impl<'a> Voyage<'a> {
                 }
                 if part.node != cluster.routes.owner(slot) {
                     strays.insert(slot);
+                }
+                if matches!(target.redirect, Some(Routing::Ask(_))) {
+                    asks.insert((slot, part.node.unwrap_or(NOBODY)));
                 }
             }
         }
@@ -411,6 +429,7 @@ impl<'a> Voyage<'a> {
             parts,
             strays,
             holds: !held.is_empty(),
+            asks,
         }
     }
 
@@ -430,7 +449,9 @@ impl<'a> Voyage<'a> {
 
     async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
         let (cluster, limits) = (self.cluster, self.limits);
-        let Round { parts, goes, .. } = round;
+        let Round {
+            parts, goes, asks, ..
+        } = round;
         let whole = Whole {
             pipeline: self.pipeline,
             split: &self.split,
@@ -447,6 +468,8 @@ impl<'a> Voyage<'a> {
         let unserved = Mutex::new(BTreeSet::new());
         let sends = parts.iter().map(|part| async {
             let answers = cluster.send_part(part, whole, times).await;
+            // Others may take their time to answer, in which this grows old.
+            cluster.note_asks(part.node, &answers);
             let slots = answers.iter().map(|answer| answer.may_go_again(whole));
             slots.for_each(|slots| unserved.lock().extend(slots));
             answers
@@ -481,8 +504,13 @@ impl<'a> Voyage<'a> {
                 for (slot, _) in &goes {
                     cluster.order.close(*slot);
                 }
-                match places.again(&goes, limits.deadline, sends.as_mut()).await {
+                let stands = |(slot, to)| {
+                    !asks.contains(&(slot, to)) || cluster.asked.stands(slot, to, clock::now())
+                };
+                let again = places.again(&goes, limits.deadline, stands, sends.as_mut());
+                match again.await {
                     Again::Sent(polled) => polled,
+                    Again::Outdated(slots) => return RoundSent::Outdated(slots),
                     Again::Overtaken(slots) => return RoundSent::Overtaken(slots),
                     Again::Divided(slots) => return RoundSent::Divided(slots),
                     Again::TimedOut => {
@@ -815,6 +843,20 @@ impl Cluster {
         self.redirects
             .fetch_add(added as u64, std::sync::atomic::Ordering::Relaxed);
         pauses
+    }
+
+    /// Notes where slots go, by what a node has answered just now.
+    fn note_asks(&self, node: Option<u16>, answers: &[Answer]) {
+        let values = answers
+            .iter()
+            .filter_map(|answer| answer.result.as_ref().ok());
+        for routing in values.flatten().filter_map(routing_in) {
+            if let Routing::Ask(redirect) = routing
+                && let Some(node) = node.and_then(|number| self.routes.node(number))
+            {
+                self.note_ask(&node, &redirect);
+            }
+        }
     }
 
     /// A failure may be a reason to look who serves.

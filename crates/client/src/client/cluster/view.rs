@@ -85,6 +85,15 @@ impl Cluster {
         named.is_some_and(|named| named == at || self.find_at(&named) == Some(asked.number))
     }
 
+    /// Notes that a node has said by an ASK just now where a slot goes.
+    pub(super) fn note_ask(&self, by: &Node, redirect: &Redirect) {
+        let named = self.translated(redirect).endpoint(&by.endpoint().host);
+        let endpoint = named.or_else(|| self.importing(by, redirect));
+        if let Some(to) = endpoint.and_then(|endpoint| self.find_at(&endpoint)) {
+            self.asked.note(redirect.slot, to, clock::now());
+        }
+    }
+
     /// Returns where a command goes that was answered ASK.
     pub(super) fn asked(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
         let named = self.translated(redirect).endpoint(&by.endpoint().host);

@@ -55,10 +55,12 @@ impl Cluster {
         set_slots(&from, slots, &["MIGRATING", to.id()]).await
     }
 
-    /// Moves up to so many keys of each of these slots, and tells how many went.
+    /// Moves up to so many keys of each of these slots, and tells how many went. As `redis-cli
+    /// --cluster reshard` does, it replaces no key at the other node that has another value: a late
+    /// command behind an ASKING has written it there, and was acknowledged.
     ///
     /// # Errors
-    /// As [`Cluster::migrate`].
+    /// As [`Cluster::migrate`]; or a key is at both nodes, with two values.
     pub async fn move_keys(
         &self,
         slots: &[u16],
@@ -82,7 +84,7 @@ impl Cluster {
                 );
             }
             let found = from.pipeline(&asked).await?;
-            let mut told = Pipeline::new();
+            let mut batches = Vec::new();
             let mut next = Vec::new();
             for ((slot, limit), keys) in left.into_iter().zip(found) {
                 let keys: Vec<Vec<u8>> =
@@ -94,28 +96,48 @@ impl Cluster {
                 if limit > keys.len() {
                     next.push((slot, limit - keys.len()));
                 }
-                let mut migrate = cmd("MIGRATE");
-                migrate
-                    .arg(HOST)
-                    .arg(to.port())
-                    .arg("")
-                    .arg(0)
-                    .arg(MIGRATE_MS);
-                // Where a move before this one ended half way, the key is at both; this one is
-                // right.
-                migrate
-                    .arg("REPLACE")
-                    .arg("AUTH2")
-                    .arg(PEER)
-                    .arg(&self.secret);
-                told.add_command(migrate.arg("KEYS").arg(keys).to_owned());
+                batches.push(keys);
             }
-            if !told.is_empty() {
-                from.pipeline(&told).await?;
-            }
+            self.migrate_keys(&batches, &from, &to).await?;
             left = next;
         }
         Ok(moved)
+    }
+
+    /// Moves keys, each batch of one slot by a command of its own.
+    async fn migrate_keys(
+        &self,
+        batches: &[Vec<Vec<u8>>],
+        from: &ClusterNode,
+        to: &ClusterNode,
+    ) -> Result<(), ProcessError> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let told = |replaces: bool| {
+            let mut told = Pipeline::new();
+            for keys in batches {
+                let mut migrate = cmd("MIGRATE");
+                migrate.arg(HOST).arg(to.port()).arg("").arg(0);
+                migrate.arg(MIGRATE_MS);
+                if replaces {
+                    migrate.arg("REPLACE");
+                }
+                migrate.arg("AUTH2").arg(PEER).arg(&self.secret);
+                told.add_command(migrate.arg("KEYS").arg(keys).to_owned());
+            }
+            told
+        };
+        match from.pipeline(&told(false)).await {
+            Err(error) if error.to_string().contains("BUSYKEY") => {
+                // Where a move before this one ended half way, the key is at both.
+                for key in batches.iter().flatten() {
+                    are_alike(key, from, to).await?;
+                }
+                from.pipeline(&told(true)).await.map(drop)
+            }
+            moved => moved.map(drop),
+        }
     }
 
     /// Gives slots whose keys have all moved to their new owner, and tells everybody.
@@ -234,6 +256,31 @@ async fn is_over(stop: Pin<&mut impl Future<Output = ()>>, ticks: &mut Interval)
         () = stop => true,
         _ = ticks.tick() => false,
     }
+}
+
+/// Finds that a key that is at both nodes has one value.
+///
+/// # Errors
+/// It has two.
+async fn are_alike(key: &[u8], from: &ClusterNode, to: &ClusterNode) -> Result<(), ProcessError> {
+    let mut dump = Pipeline::new();
+    dump.add_command(cmd("ASKING"));
+    dump.add_command(cmd("DUMP").arg(key).to_owned());
+    let [here, there] = [from.pipeline(&dump).await, to.pipeline(&dump).await];
+    // What has gone already is answered ASK by the one.
+    let (Ok(here), Ok(there)) = (here, there) else {
+        return Ok(());
+    };
+    let is_at_both = here[1] != Value::Nil && there[1] != Value::Nil;
+    if is_at_both && here[1] != there[1] {
+        return Err(failed(format!(
+            "a key is at both nodes of a migration, {} and {}, with two values: the second was \
+             written by a late command behind an ASKING, and nothing is replaced",
+            from.port(),
+            to.port()
+        )));
+    }
+    Ok(())
 }
 
 /// Tells a node something of slots.

@@ -51,11 +51,11 @@ async fn t9_a_new_command_waits_until_those_that_were_redirected_have_run_at_the
     {
         // The second is told of its redirect first.
         let early = pin!(ready(()));
-        let mut waits = pin!(second.again(&goes, deadline, early));
+        let mut waits = pin!(second.again(&goes, deadline, |_| true, early));
         let waiting = futures_util::poll!(&mut waits);
         assert!(waiting.is_pending(), "the first may still run there");
         let attempt = pin!(ready(()));
-        let sent = first.again(&goes, deadline, attempt).await;
+        let sent = first.again(&goes, deadline, |_| true, attempt).await;
         assert!(matches!(sent, Again::Sent(Poll::Ready(()))));
         first.ran();
         drop(first);
@@ -174,9 +174,11 @@ async fn t9_t32_those_that_wait_to_be_served_keep_their_places_however_long_that
     {
         // At the same node, and yet not ahead of the first.
         let early = pin!(ready(()));
-        let mut waits = pin!(second.again(&goes, deadline, early));
+        let mut waits = pin!(second.again(&goes, deadline, |_| true, early));
         assert!(futures_util::poll!(&mut waits).is_pending());
-        let sent = first.again(&goes, deadline, pin!(ready(()))).await;
+        let sent = first
+            .again(&goes, deadline, |_| true, pin!(ready(())))
+            .await;
         assert!(matches!(sent, Again::Sent(_)));
         assert!(matches!(waits.await, Again::Sent(_)));
     }
@@ -203,7 +205,7 @@ async fn c13_those_that_wait_for_a_first_owner_are_sent_in_the_order_in_which_th
         let (sent, goes) = (&sent, &goes);
         async move {
             let attempt = pin!(async { sent.borrow_mut().push(number) });
-            places.again(goes, deadline, attempt).await
+            places.again(goes, deadline, |_| true, attempt).await
         }
     });
     let ended = futures_util::future::join_all(sends).await;
@@ -240,8 +242,34 @@ async fn t9_whoever_shares_a_key_waits_for_the_deadline_of_the_earlier_and_nobod
     assert_eq!(clock::now().duration_since(begun), FAR);
     let deadline = clock::now() + FAR;
     let (goes, attempt) = ([(slot(), 2)], pin!(ready(())));
-    let again = first.again(&goes, deadline, attempt).await;
+    let again = first.again(&goes, deadline, |_| true, attempt).await;
     assert!(matches!(again, Again::Overtaken(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn t6_what_goes_nowhere_any_more_when_its_turn_comes_is_not_sent_and_keeps_its_place() {
+    let order = InOrder::new(2);
+    let mut first = enter(&order, 1).await;
+    order.close(slot());
+    let deadline = clock::now() + FAR;
+    let mut later = pin!(enter(&order, 1));
+    assert!(futures_util::poll!(&mut later).is_pending());
+    let goes = [(slot(), 2)];
+    let never = pin!(async { panic!("it was sent") });
+    let again = first.again(&goes, deadline, |_| false, never).await;
+    let Again::<()>::Outdated(slots) = again else {
+        panic!("it is outdated");
+    };
+    assert_eq!(slots[..], [slot()]);
+    assert!(futures_util::poll!(&mut later).is_pending());
+    let goes = [(slot(), 1)];
+    let again = first
+        .again(&goes, deadline, |_| true, pin!(ready(())))
+        .await;
+    assert!(matches!(again, Again::Sent(_)));
+    first.ran();
+    drop(first);
+    later.await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -342,16 +370,16 @@ async fn t8_what_has_its_turn_in_one_slot_does_not_wait_for_its_turn_in_another(
     let deadline = clock::now() + FAR;
     let goes = [(slot(), 3), (other(), 3)];
     let attempt = pin!(ready(()));
-    let Again::Divided(waits) = both.again(&goes, deadline, attempt).await else {
+    let Again::Divided(waits) = both.again(&goes, deadline, |_| true, attempt).await else {
         panic!("it is its turn in one of them");
     };
     assert_eq!(waits[..], [slot()]);
     let mut rest = both.split_off(|slot| waits.contains(&slot));
     let attempt = pin!(ready(()));
-    let again = both.again(&goes[1..], deadline, attempt).await;
+    let again = both.again(&goes[1..], deadline, |_| true, attempt).await;
     assert!(matches!(again, Again::Sent(_)));
     let attempt = pin!(ready(()));
-    let mut again = pin!(rest.again(&goes[..1], deadline, attempt));
+    let mut again = pin!(rest.again(&goes[..1], deadline, |_| true, attempt));
     assert!(futures_util::poll!(&mut again).is_pending());
     drop(before);
     assert!(matches!(again.await, Again::Sent(_)));
