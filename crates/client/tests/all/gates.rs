@@ -155,6 +155,35 @@ async fn t8_a_part_that_waits_for_its_slot_holds_up_none_that_is_redirected() {
 }
 
 #[tokio::test]
+async fn t7_a_write_of_several_keys_that_are_nowhere_yet_waits_for_its_slot_to_arrive() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(60_000)).connect().await.unwrap();
+    let key = key_of(&cluster, 0, "new").await;
+    cluster.begin_migration(&[slot(&key)], 0, 1).await.unwrap();
+    // Its old owner sends it to the new one, which has not got all of its keys and sends it back.
+    let single = cmd(&format!("MSET {{{key}}}a 1 {{{key}}}b 1"));
+    let mut single = pin!(client.send(&single));
+    let mut pipe = redis::pipe();
+    pipe.add_command(cmd(&format!("MSET {{{key}}}c 1 {{{key}}}d 1")));
+    let mut piped = pin!(client.send_pipeline(&pipe));
+    let began = client.status().cluster.unwrap().redirects;
+    tokio::select! {
+        ended = &mut single => panic!("{ended:?}"),
+        ended = &mut piped => panic!("{ended:?}"),
+        () = until("both were sent to and fro", || {
+            client.status().cluster.unwrap().redirects > began + 60
+        }) => {}
+    }
+    cluster.end_migration(&[slot(&key)], 0, 1).await.unwrap();
+    let (single, piped) = tokio::join!(single, piped);
+    assert_eq!(
+        (single.unwrap(), piped.unwrap()),
+        (Value::Okay, vec![Value::Okay])
+    );
+}
+
+#[tokio::test]
 async fn t9_c2_a_call_that_was_never_sent_says_so_though_its_turn_is_lost() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let builder = Client::builder(&cluster.url()).unwrap();

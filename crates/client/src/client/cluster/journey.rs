@@ -535,6 +535,8 @@ impl<'a> Journey<'a> {
             Next::Later => {
                 let pause = pause_before_trying_again(self.pauses);
                 self.pauses += 1;
+                // If its keys are nowhere yet, two nodes send it to and fro until they arrive.
+                self.hops = 0;
                 if clock::now() + pause >= deadline {
                     return None;
                 }

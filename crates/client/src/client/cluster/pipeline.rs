@@ -581,8 +581,12 @@ impl<'a> Voyage<'a> {
             }
         }
         self.rounds += 1;
-        // What waits for a migration is bounded by the deadline only.
-        self.hops += u32::from(!next.aims.is_empty());
+        // What waits for a migration is bounded by the deadline only: to and fro between two nodes,
+        // if its keys are nowhere yet.
+        self.hops = match next.pauses {
+            true => 0,
+            false => self.hops + u32::from(!next.aims.is_empty()),
+        };
         let terms = Terms {
             follow: self.hops <= MAX_HOPS,
             retry: next.elsewhere || !next.unserved.is_empty(),
