@@ -97,8 +97,8 @@ impl UnderWay {
         LoadTask { loads, number }
     }
 
-    /// Waits until those that have begun before now have ended, or for so long; outside of a runtime
-    /// not at all. Returns how many have not.
+    /// Waits until those that have begun before now have ended, or for so long; outside of a
+    /// runtime not at all. Returns how many have not.
     pub(crate) async fn wait(&self, within: Duration) -> usize {
         let began = self.counted.lock().next;
         let left = || self.counted.lock().under_way.range(..began).count();

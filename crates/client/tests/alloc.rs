@@ -97,8 +97,9 @@ fn a_set_allocates_nothing() {
     assert_per_call(counted, 0);
 }
 
-/// A copy of a large value needs memory of its own, as long as the value. The first call shows every
-/// buffer that it passes through, those that are kept afterwards too; the next, what is not kept.
+/// A copy of a large value needs memory of its own, as long as the value. The first call shows
+/// every buffer that it passes through, those that are kept afterwards too; the next, what is not
+/// kept.
 #[test]
 fn a_large_set_is_copied_once_and_into_memory_that_serves_again() {
     let runtime = runtime();

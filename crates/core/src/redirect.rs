@@ -148,8 +148,8 @@ impl Routing {
     ///
     /// A script may write any words. Before it runs, a server redirects it by the slot of its
     /// declared keys; within it, an access to another slot has words of its own. So only a redirect
-    /// for just this slot counts. One that forges such a redirect would be run again where it leads:
-    /// so no second one in a row is followed, and none changes a route by its words alone.
+    /// for just this slot counts. One that forges such a redirect would be run again where it
+    /// leads: so no second one in a row is followed, and none changes a route by its words alone.
     pub fn may_redirect_script(&self, declared: Option<Slot>) -> bool {
         match self {
             Self::Moved(redirect) | Self::Ask(redirect) => Some(redirect.slot) == declared,

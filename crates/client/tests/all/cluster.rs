@@ -11,20 +11,15 @@ use steadfast::redis::{self, Value};
 use steadfast::{
     CallOptions, Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve,
 };
-use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis};
 use tokio::task::JoinSet;
 
-use crate::support::{cmd, eventually, ms, now, until};
+use crate::support::{cmd, eventually, ms, now, slot, until};
 
 /// A client with more patience than a busy machine takes away.
 async fn client_of(cluster: &Cluster) -> Client {
     let builder = Client::builder(&cluster.url()).unwrap();
     builder.deadline(ms(10_000)).connect().await.unwrap()
-}
-
-fn slot(key: &str) -> u16 {
-    Slot::of_key(key.as_bytes()).number()
 }
 
 /// Keys whose slots belong to the node at this position.

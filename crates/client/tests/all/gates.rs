@@ -4,22 +4,9 @@ use std::pin::pin;
 
 use steadfast::redis::{self, Value};
 use steadfast::{CallOptions, Certainty, Client};
-use steadfast_core::slot::Slot;
 use steadfast_drill::process::Cluster;
 
-use crate::support::{cmd, ms, until};
-
-fn slot(key: &str) -> u16 {
-    Slot::of_key(key.as_bytes()).number()
-}
-
-/// A key of this node.
-async fn key_of(cluster: &Cluster, node: usize, name: &str) -> String {
-    let layout = cluster.layout().await.unwrap();
-    let mut keys = (0..).map(|n| format!("{name}:{n}"));
-    let is_there = |key: &String| layout.owner(slot(key)) == Some(cluster.node(node).id());
-    keys.find(is_there).unwrap()
-}
+use crate::support::{cmd, key_of, ms, slot, until};
 
 #[tokio::test]
 async fn t8_t9_while_keys_of_a_slot_are_apart_only_what_shares_a_key_with_who_waits_for_them_waits()

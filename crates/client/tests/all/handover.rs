@@ -2,14 +2,9 @@
 
 use steadfast::redis::{self, Value};
 use steadfast::{CallOptions, Certainty, Client, Effect};
-use steadfast_core::slot::Slot;
 use steadfast_drill::process::Cluster;
 
-use crate::support::{cmd, eventually, ms};
-
-fn slot(key: &str) -> u16 {
-    Slot::of_key(key.as_bytes()).number()
-}
+use crate::support::{cmd, eventually, key_of, ms, slot};
 
 /// A node that owns a slot takes it from the other, which does not hear of it from a person.
 async fn take_over(cluster: &Cluster, number: &str, from: usize, to: usize) {
@@ -37,10 +32,7 @@ async fn t8_t22_what_may_run_at_a_node_still_is_not_repeated_there_when_its_succ
             .unresponsive_timeout(ms(50_000));
         let client = client.connect().await.unwrap();
         let (old, new) = (cluster.node(0), cluster.node(1));
-        let layout = cluster.layout().await.unwrap();
-        let mut keys = (0..).map(|n| format!("key:{n}"));
-        let key = keys.find(|key| layout.owner(slot(key)) == Some(old.id()));
-        let key = key.unwrap();
+        let key = key_of(&cluster, 0, "key").await;
         let number = slot(&key).to_string();
         client.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
 
@@ -108,10 +100,7 @@ async fn c20_t8_a_pipeline_that_ends_connections_goes_by_itself_at_the_next_node
         .unresponsive_timeout(ms(50_000));
     let client = client.connect().await.unwrap();
     let (old, new) = (cluster.node(0), cluster.node(1));
-    let layout = cluster.layout().await.unwrap();
-    let mut keys = (0..).map(|n| format!("key:{n}"));
-    let key = keys.find(|key| layout.owner(slot(key)) == Some(old.id()));
-    let key = key.unwrap();
+    let key = key_of(&cluster, 0, "key").await;
     let number = slot(&key).to_string();
     client.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
 

@@ -15,19 +15,14 @@ use steadfast::redis::{self, Value};
 use steadfast::{
     Certainty, Client, ConnectionState, ErrorKind, EventKind, PubSub, PubSubEvent, Resolve,
 };
-use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis};
 use steadfast_drill::scripted::{Script, Server};
 
-use crate::support::{Faulty, Then, cmd, eventually, ms, now, until};
+use crate::support::{Faulty, Then, cmd, eventually, ms, now, slot, until};
 
 async fn client_at(url: &str) -> Client {
     let builder = Client::builder(url).unwrap();
     builder.deadline(ms(10_000)).connect().await.unwrap()
-}
-
-fn slot(key: &str) -> u16 {
-    Slot::of_key(key.as_bytes()).number()
 }
 
 /// A key whose slot belongs to the node at this position.

@@ -6,22 +6,9 @@ use std::pin::pin;
 use futures_util::FutureExt;
 use steadfast::redis::{self, Value};
 use steadfast::{CallOptions, Certainty, Client, ErrorKind};
-use steadfast_core::slot::Slot;
 use steadfast_drill::process::Cluster;
 
-use crate::support::{cmd, eventually, ms};
-
-fn slot(key: &str) -> u16 {
-    Slot::of_key(key.as_bytes()).number()
-}
-
-/// A key of this node.
-async fn key_of(cluster: &Cluster, node: usize, name: &str) -> String {
-    let layout = cluster.layout().await.unwrap();
-    let mut keys = (0..).map(|n| format!("{name}:{n}"));
-    let is_there = |key: &String| layout.owner(slot(key)) == Some(cluster.node(node).id());
-    keys.find(is_there).unwrap()
-}
+use crate::support::{cmd, eventually, key_of, ms, slot};
 
 /// Two keys of a slot that moves from the first node to the second: one has gone, one has not.
 struct Apart<'a> {

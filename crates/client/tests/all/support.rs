@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use steadfast::credentials::{Credentials, CredentialsError, CredentialsProvider};
 use steadfast::{Client, ClientBuilder, ConnectionState, Resolve};
-use steadfast_drill::process::Redis;
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::{Cluster, Redis};
 use steadfast_drill::proxy::Proxy;
 pub(crate) use steadfast_drill::waiting::{eventually, until};
 
@@ -270,4 +271,16 @@ impl CredentialsProvider for Faulty {
     fn renew_in(&self) -> Option<Duration> {
         None
     }
+}
+
+pub(crate) fn slot(key: &str) -> u16 {
+    Slot::of_key(key.as_bytes()).number()
+}
+
+/// A key of this node.
+pub(crate) async fn key_of(cluster: &Cluster, node: usize, name: &str) -> String {
+    let layout = cluster.layout().await.unwrap();
+    let mut keys = (0..).map(|n| format!("{name}:{n}"));
+    let is_there = |key: &String| layout.owner(slot(key)) == Some(cluster.node(node).id());
+    keys.find(is_there).unwrap()
 }

@@ -3,15 +3,10 @@
 use std::time::Duration;
 
 use steadfast::Client;
-use steadfast_core::slot::Slot;
 use steadfast_drill::process::Cluster;
 
-use crate::support::{cmd, eventually, ms, until_down_for};
+use crate::support::{cmd, eventually, ms, slot, until_down_for};
 use crate::tls::Authority;
-
-fn slot(key: &str) -> u16 {
-    Slot::of_key(key.as_bytes()).number()
-}
 
 /// A key whose slot belongs to the node at this position.
 async fn key_of(cluster: &Cluster, at: usize) -> String {

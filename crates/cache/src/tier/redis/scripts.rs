@@ -62,8 +62,9 @@ return tonumber(new)";
 pub(super) const LOOK: &str =
     "return {redis.call('PTTL', KEYS[3]), redis.call('MGET', unpack(KEYS))}";
 
-/// KEYS epoch, watermark, then for each of several readers value, tags… ARGV the places of the values
-/// among the KEYS. Answers the time that each value has left, and behind these all that is there.
+/// KEYS epoch, watermark, then for each of several readers value, tags… ARGV the places of the
+/// values among the KEYS. Answers the time that each value has left, and behind these all that is
+/// there.
 pub(super) const LOOK_FOR_ALL: &str = "\
 local out = {} \
 for i = 1, #ARGV do out[i] = redis.call('PTTL', KEYS[tonumber(ARGV[i])]) end \

@@ -5,11 +5,11 @@
 //! replica, and made to forget keys, while processes die between a commit and its relay, and while
 //! SQL is locked, rolled back (also while no process runs), or the last to come back after a power
 //! cut. On a cluster the primary of the cache's shard is killed or frozen until its replica is
-//! elected, and the cache's slot moves to another shard. Some transactions are
-//! long. Items are read alone, in batches, by many readers at the same moment in a process that holds
-//! nothing in memory, so that they ask Redis together, and by readers who do not name the tags that an item
-//! carries; half of them are invalidated by a tag. In runs of their own slow loads are joined while
-//! a process is cut off, values are loaded again by readers who name no tags, and read as another
+//! elected, and the cache's slot moves to another shard. Some transactions are long. Items are read
+//! alone, in batches, by many readers at the same moment in a process that holds nothing in memory,
+//! so that they ask Redis together, and by readers who do not name the tags that an item carries;
+//! half of them are invalidated by a tag. In runs of their own slow loads are joined while a
+//! process is cut off, values are loaded again by readers who name no tags, and read as another
 //! type by a class that allows less. Each process writes down what it did and when; afterwards each
 //! read is held against the contract in `docs/design/consistency.md`. A contract that nothing can
 //! break proves nothing, so each rule of the cache is also broken on purpose, and the checker must

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use steadfast_core::slot::Slot;
 
-/// A slot cannot move on, come back and be on its way again within so short a time, but for one that
-/// somebody moves to and fro on one machine. Others that wait with a command are told the same by
-/// the owner later, which counts for it too, so that a long line does not grow old.
+/// A slot cannot move on, come back and be on its way again within so short a time, but for one
+/// that somebody moves to and fro on one machine. Others that wait with a command are told the same
+/// by the owner later, which counts for it too, so that a long line does not grow old.
 const IS_NEW: Duration = Duration::from_millis(10);
 
 /// See the module. It has an entry for each slot that was on its way since the client started.

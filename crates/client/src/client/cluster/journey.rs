@@ -293,7 +293,8 @@ impl<'a> Journey<'a> {
             let routing = self.routing(&node, &error);
             let routed = routing.as_ref();
             let Some(next) = self.next(&node, &aim, (&error, before, routed), sent) else {
-                // A refusal of the server or the cluster lets earlier ones of its keys go ahead still.
+                // A refusal of the server or the cluster lets earlier ones of its keys go ahead
+                // still.
                 let refused = routing.is_some() && !self.is_of_script(&error);
                 let error = error.at_best(before);
                 let ran = matches!(error.kind(), ErrorKind::Server(_)) && !refused;

@@ -4,8 +4,8 @@
 //! some of them are under way at the old owner and come back redirected, one after the other, while
 //! newer ones would go to the new owner at once. So the commands under way are known by slot, with
 //! their keys, and with the first that is redirected the gate of its slot closes: see
-//! [`SlotGate`](steadfast_core::topology::SlotGate), whose rules these are. Only commands that share
-//! a key wait for one another.
+//! [`SlotGate`](steadfast_core::topology::SlotGate), whose rules these are. Only commands that
+//! share a key wait for one another.
 //!
 //! A command gets its number and is handed to its node under one lock, so that the numbers of a
 //! slot's commands tell their true order; and under the same lock its slot gets another owner, so
@@ -579,8 +579,8 @@ impl Stripe {
     }
 }
 
-/// Tells those that had to wait for these keys to look again: of each key the first, whom the others
-/// wait for.
+/// Tells those that had to wait for these keys to look again: of each key the first, whom the
+/// others wait for.
 fn wake_first<'w>(waiting: impl Iterator<Item = &'w Waiter>, keys: &KeySet) {
     // Whoever has a key that an earlier one waits for waits behind that.
     let (mut ones, mut several) = (HashSet::new(), Vec::<&KeySet>::new());
