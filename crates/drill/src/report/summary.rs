@@ -149,9 +149,13 @@ pub fn markdown(reports: &[Report]) -> String {
 }
 
 /// The heading of the third table.
-const CLUSTERS: &str = "Data in a cluster of three primaries with a replica each; the plain client is redis-rs with its client for clusters:";
+const CLUSTERS: &str = "\
+Data in a cluster of three primaries with a replica each. Left is Steadfast, right a plain client:
+redis-rs with its client for clusters, whose calls to a shard that is away wait.";
 /// The heading of the second table.
-const SENTINELS: &str = "Data in Redis itself, a primary with a replica that three sentinels watch; the plain client is redis-rs with its client for sentinels:";
+const SENTINELS: &str = "\
+Data in Redis itself, a primary with a replica that three sentinels watch. Left is Steadfast, right
+a plain client: redis-rs with its client for sentinels, which asks one at each connection.";
 
 fn in_markdown(reports: &[&Report], figures: Figures) -> Option<String> {
     let keeps_a_ledger = reports.first()?.ledger.is_some();
