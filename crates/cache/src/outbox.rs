@@ -346,22 +346,50 @@ impl Outbox {
         .await
     }
 
-    /// Bounds the table: puts one row that means everything, as old as the oldest, in the place of
-    /// all that are there now.
+    /// Bounds the table: makes the first row one that means everything, and takes away what stands
+    /// behind it now. That is done in pieces, each of which stays done, so that a table too long to
+    /// be emptied within the limit is emptied all the same.
     pub(crate) async fn collapse(&self) -> Result<(), SourceError> {
+        self.order_all().await?;
+        let newest = "SELECT MAX(id) FROM steadfast_outbox WHERE namespace = ?";
+        let newest: Vec<(Option<i64>,)> = self
+            .within(async {
+                let mut session = self.reserved.reading().await?;
+                let newest = session.fetch(newest, &[&self.namespace]).await?;
+                session.end().await?;
+                Ok(newest)
+            })
+            .await?;
+        let newest = newest.first().and_then(|(id,)| *id).unwrap_or(0);
+        while self.collapse_piece(newest).await? {}
+        Ok(())
+    }
+
+    /// Takes away the oldest of the rows up to `newest` that stand behind an order to forget
+    /// everything, which covers them. Says whether there may be more of them.
+    async fn collapse_piece(&self, newest: i64) -> Result<bool, SourceError> {
+        let oldest = format!(
+            "SELECT id, kind FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {}",
+            DELETED_AT_ONCE + 1
+        );
+        let delete = "DELETE FROM steadfast_outbox WHERE namespace = ? AND id > ? AND id <= ?";
         self.within(async {
             let (mut session, _) = self.locked().await?;
-            let oldest = "SELECT MIN(created_at) FROM steadfast_outbox WHERE namespace = ?";
-            let oldest: Vec<(Option<i64>,)> = session.fetch(oldest, &[&self.namespace]).await?;
-            let Some((Some(oldest),)) = oldest.first().copied() else {
-                return session.rollback().await;
+            let oldest: Vec<(i64, String)> = session.fetch(&oldest, &[&self.namespace]).await?;
+            let (first, last) = match (oldest.first(), oldest.last()) {
+                (Some((first, kind)), Some((last, _))) if kind == "all" && first < last => {
+                    (*first, (*last).min(newest))
+                }
+                // Another has delivered the order meanwhile, or nothing is behind it.
+                _ => {
+                    session.rollback().await?;
+                    return Ok(false);
+                }
             };
-            let delete = "DELETE FROM steadfast_outbox WHERE namespace = ?";
-            session.execute(delete, &[self.param()]).await?;
-            let insert = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES (?, 'all', ?, ?)";
-            let params = [self.param(), Param::Bytes(Vec::new()), Param::Int(oldest)];
-            session.execute(insert, &params).await?;
-            session.commit().await
+            let params = [self.param(), Param::Int(first), Param::Int(last)];
+            session.execute(delete, &params).await?;
+            session.commit().await?;
+            Ok(last < newest)
         })
         .await
     }
@@ -489,6 +517,9 @@ pub(crate) const BATCH: usize = 256;
 /// Names of so many bytes together: what a slow link to Redis carries well within what applying may
 /// take.
 const BATCH_BYTES: usize = 64 << 10;
+
+/// The rows that one transaction deletes at most where a full outbox is emptied.
+const DELETED_AT_ONCE: usize = 1000;
 
 /// The rows that one look tells apart.
 const SEEN_AT_ONCE: usize = 64;

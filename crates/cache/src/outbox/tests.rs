@@ -197,6 +197,33 @@ async fn k7_a_collapsed_outbox_is_as_old_as_its_oldest_row() {
     assert_eq!(batch.targets, [Target::All]);
 }
 
+/// A table may have grown so long that a limit of time ends any statement about all of it. What
+/// stands for that limit is a row that refuses to be deleted.
+#[tokio::test]
+async fn k7_a_full_outbox_shrinks_piece_by_piece_though_a_later_piece_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    let mut tx = database.begin().await.unwrap();
+    let rows: Vec<_> = (0..2_999).map(|n| Target::key(n.to_string())).collect();
+    tx.insert("test", &rows).await.unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE DELETE ON steadfast_outbox WHEN OLD.id = 2500 \
+                  BEGIN SELECT RAISE(ABORT, 'not this one'); END";
+    tx.execute(refuse, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+
+    assert!(outbox.collapse().await.is_err());
+    assert!(!outbox.holds_more_than(1_000).await.unwrap());
+
+    let mut tx = database.begin().await.unwrap();
+    tx.execute("DROP TRIGGER refuse", &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    outbox.collapse().await.unwrap();
+    let batch = outbox.take_batch(10).await.unwrap();
+    assert_eq!(batch.targets, [Target::All]);
+}
+
 #[tokio::test]
 async fn k7_a_batch_is_bounded_in_rows_and_in_bytes() {
     let folder = tempfile::tempdir().unwrap();
