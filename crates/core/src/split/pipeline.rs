@@ -9,6 +9,7 @@ mod again;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use redis::{Pipeline, ServerError, Value};
 
@@ -45,12 +46,13 @@ use crate::slot::{KeySet, Slot};
 /// # Ok::<(), steadfast_core::split::Indivisible>(())
 /// ```
 pub struct SplitPipeline<'a, E> {
-    entries: Vec<Entry<'a>>,
+    /// All commands, also of a part that was taken out.
+    entries: Arc<[Entry<'a>]>,
+    /// Its own units, in the order of their numbers.
     units: Vec<Unit<E>>,
 }
 
 /// A command of the pipeline, all of whose units follow each other.
-#[derive(Clone)]
 struct Entry<'a> {
     cmd: CommandRef<'a>,
     divided: Option<SplitCommand<'a>>,
@@ -58,6 +60,8 @@ struct Entry<'a> {
 
 /// A unit that is sent to one node: a command, or a part of one.
 struct Unit<E> {
+    /// Its place among the units of the whole pipeline.
+    number: usize,
     entry: usize,
     /// The number of the part of a command that was divided.
     part: usize,
@@ -105,8 +109,6 @@ enum State<E> {
     Sent,
     Answered(Value),
     Failed(Failed<E>),
-    /// Another part of the pipeline, which was taken out of this one, has it.
-    Elsewhere,
 }
 
 /// Where a command belongs, for the sender to find its node.
@@ -180,7 +182,9 @@ impl<'a, E> SplitPipeline<'a, E> {
         for (entry, cmd) in commands(pipeline).enumerate() {
             let class = classify(cmd.arguments());
             let mut unit = |part, slot, keys| {
+                let number = units.len();
                 units.push(Unit {
+                    number,
                     entry,
                     part,
                     slot,
@@ -218,7 +222,10 @@ impl<'a, E> SplitPipeline<'a, E> {
             }
             entries.push(Entry { cmd, divided });
         }
-        Ok(Self { entries, units })
+        Ok(Self {
+            entries: entries.into(),
+            units,
+        })
     }
 
     /// Takes what is to be sent now, in one part for each node that `node_of` names. Parts may be
@@ -236,7 +243,7 @@ impl<'a, E> SplitPipeline<'a, E> {
         // Before the first redirect one slot has one node, and so one part.
         let redirected = self.units.iter().any(|unit| unit.redirect.is_some());
         let mut by_slot: HashMap<Slot, (usize, Before)> = HashMap::new();
-        for (number, unit) in self.units.iter_mut().enumerate() {
+        for unit in &mut self.units {
             if !matches!(unit.state, State::Waiting) {
                 continue;
             }
@@ -276,7 +283,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                 let beside = before.entry((!waits).then_some(at)).or_default();
                 beside.push((unit.keys.clone(), unit.effect));
             }
-            parts[at].units.push(number);
+            parts[at].units.push(unit.number);
             unit.state = State::Sent;
             unit.ends_here = false;
         }
@@ -298,7 +305,7 @@ impl<'a, E> SplitPipeline<'a, E> {
     {
         let mut answers = answers.into_iter();
         for number in units {
-            let Some(unit) = self.units.get_mut(*number) else {
+            let Some(unit) = self.unit_mut(*number) else {
                 continue;
             };
             if !matches!(unit.state, State::Sent) {
@@ -323,7 +330,7 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// Takes commands back that were to be sent, and were not: they wait as they did before.
     pub fn take_back(&mut self, units: &[usize]) {
         for number in units {
-            if let Some(unit) = self.units.get_mut(*number)
+            if let Some(unit) = self.unit_mut(*number)
                 && matches!(unit.state, State::Sent)
             {
                 unit.state = State::Waiting;
@@ -341,58 +348,45 @@ impl<'a, E> SplitPipeline<'a, E> {
         }
     }
 
-    /// Takes the commands out that belong to these slots and are to be sent, for a pipeline of
-    /// their own, which goes its own way until it is [joined](Self::join) to this one again.
+    /// Takes all commands of these slots out, for a pipeline of each, which goes its own way until
+    /// it is [joined](Self::join) to this one again. Commands keep their numbers.
+    ///
+    /// Each command is moved once, however many slots there are: what waits for very many slots, and
+    /// goes on in one after the other, costs no more than what goes at once.
     #[must_use]
-    pub fn split_off(&mut self, leaves: impl Fn(Slot) -> bool) -> Self {
-        let units = self.units.iter_mut().map(|unit| {
-            let goes = matches!(unit.state, State::Waiting) && unit.slot.is_some_and(&leaves);
-            let state = match goes {
-                true => std::mem::replace(&mut unit.state, State::Elsewhere),
-                false => State::Elsewhere,
-            };
-            Unit {
-                keys: unit.keys.clone(),
-                redirect: unit.redirect.clone(),
-                state,
-                ..*unit
+    pub fn divide(&mut self, slots: impl IntoIterator<Item = Slot>) -> BTreeMap<Slot, Self> {
+        let slots = slots.into_iter().map(|slot| (slot, self.emptied()));
+        let mut parts: BTreeMap<Slot, Self> = slots.collect();
+        for unit in std::mem::take(&mut self.units) {
+            match unit.slot.and_then(|slot| parts.get_mut(&slot)) {
+                Some(part) => part.units.push(unit),
+                None => self.units.push(unit),
             }
-        });
-        Self {
-            units: units.collect(),
-            entries: self.entries.clone(),
         }
+        parts
     }
 
-    /// Returns a pipeline of the same commands, all of which are elsewhere.
+    /// Returns a pipeline of which all commands are elsewhere.
     #[must_use]
     pub fn emptied(&self) -> Self {
-        let units = self.units.iter().map(|unit| Unit {
-            keys: unit.keys.clone(),
-            redirect: unit.redirect.clone(),
-            state: State::Elsewhere,
-            ..*unit
-        });
         Self {
-            units: units.collect(),
-            entries: self.entries.clone(),
+            entries: Arc::clone(&self.entries),
+            units: Vec::new(),
         }
     }
 
     /// Takes the commands back that were taken out, with what became of them.
-    pub fn join(&mut self, other: Self) {
-        for (unit, other) in self.units.iter_mut().zip(other.units) {
-            if !matches!(other.state, State::Elsewhere) {
-                *unit = other;
-            }
-        }
+    pub fn join(&mut self, parts: impl IntoIterator<Item = Self>) {
+        let parts = parts.into_iter();
+        parts.for_each(|part| self.units.extend(part.units));
+        self.units.sort_by_key(|unit| unit.number);
     }
 
     /// Says of commands that an earlier attempt to send them may have run, whatever is recorded of
     /// the last one.
     pub fn may_have_run_before(&mut self, units: &[usize]) {
         for number in units {
-            if let Some(unit) = self.units.get_mut(*number) {
+            if let Some(unit) = self.unit_mut(*number) {
                 unit.so_far = Certainty::Unknown;
             }
         }
@@ -417,7 +411,7 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// becomes of others, these are not sent again but by a redirect.
     pub fn end_here(&mut self, units: &[usize]) {
         for number in units {
-            if let Some(unit) = self.units.get_mut(*number) {
+            if let Some(unit) = self.unit_mut(*number) {
                 unit.ends_here = true;
             }
         }
@@ -425,13 +419,13 @@ impl<'a, E> SplitPipeline<'a, E> {
 
     /// Returns what is to be sent of commands, given by their numbers.
     pub fn portions<'s>(&'s self, units: &'s [usize]) -> impl Iterator<Item = Portion<'s>> {
-        let units = units.iter().filter_map(|unit| self.units.get(*unit));
+        let units = units.iter().filter_map(|unit| self.unit(*unit));
         units.map(|unit| self.entries[unit.entry].portion(unit.part))
     }
 
     /// Returns the worst effect of commands, given by their numbers.
     pub fn effect_of(&self, units: &[usize]) -> Effect {
-        let units = units.iter().filter_map(|unit| self.units.get(*unit));
+        let units = units.iter().filter_map(|unit| self.unit(*unit));
         let worst = units.map(|unit| unit.effect).max();
         worst.unwrap_or(Effect::Read)
     }
@@ -455,8 +449,7 @@ impl<'a, E> SplitPipeline<'a, E> {
 
     /// Returns where each command belongs that has run, or may have.
     pub fn ran(&self) -> impl Iterator<Item = Target<'_>> {
-        let ran =
-            |unit: &&Unit<E>| !matches!(unit.state, State::Elsewhere) && self.may_have_run(unit);
+        let ran = |unit: &&Unit<E>| self.may_have_run(unit);
         self.units.iter().filter(ran).map(Unit::target)
     }
 
@@ -467,25 +460,25 @@ impl<'a, E> SplitPipeline<'a, E> {
 
     /// Returns where a command belongs, given by its number.
     pub fn target(&self, unit: usize) -> Option<Target<'_>> {
-        self.units.get(unit).map(Unit::target)
+        self.unit(unit).map(Unit::target)
     }
 
     /// Returns the slot of a command, given by its number.
     pub fn slot_of(&self, unit: usize) -> Option<Slot> {
-        self.units.get(unit).and_then(|unit| unit.slot)
+        self.unit(unit).and_then(|unit| unit.slot)
     }
 
     /// Returns whether a command, given by its number, is a script or function, which writes the
     /// words of its errors itself.
     pub fn is_script(&self, unit: usize) -> bool {
-        let unit = self.units.get(unit);
+        let unit = self.unit(unit);
         unit.is_some_and(|unit| unit.errors == Errors::ProveNothing)
     }
 
     /// Records that a script has run, whatever its answer looks like: a server does not redirect to
     /// itself.
     pub fn script_has_run(&mut self, unit: usize) {
-        if let Some(unit) = self.units.get_mut(unit) {
+        if let Some(unit) = self.unit_mut(unit) {
             unit.has_run = true;
         }
     }
@@ -499,16 +492,20 @@ impl<'a, E> SplitPipeline<'a, E> {
     where
         E: Clone + From<UnexpectedAnswer> + From<ServerError>,
     {
-        let mut units = self.units.into_iter();
+        let mut units = self.units.into_iter().peekable();
         let mut outcomes = Vec::new();
         let (mut worst, mut has_written): (Option<Failed<E>>, _) = (None, false);
-        for entry in &self.entries {
+        for (at, entry) in self.entries.iter().enumerate() {
             let count = entry
                 .divided
                 .as_ref()
                 .map_or(1, |split| split.parts().len());
             let mut effect = Effect::Read;
-            let mut results = units.by_ref().take(count).map(|unit| {
+            let mut results = (0..count).map(|part| {
+                let is_it = |unit: &Unit<E>| unit.entry == at && unit.part == part;
+                let Some(unit) = units.next_if(is_it) else {
+                    return Err(not_given_back());
+                };
                 effect = unit.effect;
                 match unit.state {
                     // Refused now, but perhaps not in an earlier attempt.
@@ -520,7 +517,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                     }
                     State::Answered(value) => Ok(value),
                     State::Failed(failed) => Err(failed),
-                    State::Waiting | State::Sent | State::Elsewhere => {
+                    State::Waiting | State::Sent => {
                         let mut failed = never_sent();
                         // Not this time, but perhaps in an earlier attempt.
                         failed.certainty = unit.so_far;
@@ -563,6 +560,29 @@ impl<'a, E> SplitPipeline<'a, E> {
                 },
                 outcomes,
             }),
+        }
+    }
+}
+
+impl<E> SplitPipeline<'_, E> {
+    /// Returns a unit by its number, if it is here.
+    fn unit(&self, number: usize) -> Option<&Unit<E>> {
+        self.units.get(self.place(number)?)
+    }
+
+    fn unit_mut(&mut self, number: usize) -> Option<&mut Unit<E>> {
+        let place = self.place(number)?;
+        self.units.get_mut(place)
+    }
+
+    fn place(&self, number: usize) -> Option<usize> {
+        let at_its_place = self.units.get(number);
+        match at_its_place.is_some_and(|unit| unit.number == number) {
+            true => Some(number),
+            false => {
+                let found = self.units.binary_search_by_key(&number, |unit| unit.number);
+                found.ok()
+            }
         }
     }
 }
@@ -614,6 +634,14 @@ fn never_sent<E: From<UnexpectedAnswer>>() -> Failed<E> {
     Failed {
         error: error.into(),
         certainty: Certainty::NotSent,
+    }
+}
+
+/// A command that was taken out with a part of the pipeline, which was not joined to it again.
+fn not_given_back<E: From<UnexpectedAnswer>>() -> Failed<E> {
+    Failed {
+        certainty: Certainty::Unknown,
+        ..never_sent()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Parts against the whole: a model of one server, and the same divided among many that redirect,
 //! refuse and lose what they are sent.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 use redis::{Cmd, ServerError, Value, pipe};
@@ -620,7 +620,7 @@ fn t8_a_part_that_goes_its_own_way_comes_back_to_the_places_of_its_commands() {
     let (k, other) = (KeySet::of([&b"k"[..]]), KeySet::of([&b"other"[..]]));
     assert_eq!(keys[..2], [k, other]);
 
-    let mut away = split.split_off(|of| of == slot("other"));
+    let mut away = split.divide([slot("other")]).remove(&slot("other")).unwrap();
     assert_eq!(split.waiting_slots().count(), 2);
     for (part, node) in [(&mut away, "new"), (&mut split, "old")] {
         let sent = part.to_send(|_| node);
@@ -636,8 +636,7 @@ fn t8_a_part_that_goes_its_own_way_comes_back_to_the_places_of_its_commands() {
         );
     }
     let mut whole = split.emptied();
-    whole.join(away);
-    whole.join(split);
+    whole.join([away, split]);
     let answers = whole.finish().expect("all are answered");
     let list = |numbers: &[i64]| Value::Array(numbers.iter().copied().map(Value::Int).collect());
     assert_eq!(answers[..2], [list(&[0]), list(&[1])]);
@@ -645,6 +644,48 @@ fn t8_a_part_that_goes_its_own_way_comes_back_to_the_places_of_its_commands() {
         panic!("a list is asked for");
     };
     assert_eq!(both.len(), 2);
+}
+
+#[test]
+fn t8_a_part_is_as_large_as_its_own_commands_however_many_the_pipeline_has() {
+    const SLOTS: usize = 100;
+    let mut pipeline = pipe();
+    for number in 0..10 * SLOTS {
+        pipeline.incr(format!("k{}", number % SLOTS), 1);
+    }
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let slots: BTreeSet<Slot> = split.slots().collect();
+    let mut parts = split.divide(slots.iter().copied());
+    assert_eq!(parts.len(), slots.len());
+    for (of, part) in &mut parts {
+        let units = part.to_send(|target| target.slot).remove(0).units().to_vec();
+        assert!(units.len() < 100, "{} commands of one slot", units.len());
+        assert!(units.iter().all(|unit| part.slot_of(*unit) == Some(*of)));
+        assert_eq!(part.slots().count(), units.len(), "it has no others");
+        let numbers = units.iter().map(|unit| Value::Int(*unit as i64));
+        part.record(&units, numbers.collect(), None);
+        assert!(part.has_run());
+    }
+    assert_eq!(split.slots().count(), 0, "all have left");
+    split.join(parts.into_values());
+    let numbers = (0..10 * SLOTS as i64).map(Value::Int);
+    assert_eq!(split.finish().expect("answered"), numbers.collect::<Vec<_>>());
+}
+
+#[test]
+fn t8_what_leaves_with_a_part_keeps_what_is_known_of_its_slot() {
+    let mut pipeline = pipe();
+    pipeline.set("k", 1).set("k", 2).set("k", 3);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let parts = split.to_send(|_| ());
+    let again = server_error("TRYAGAIN Multiple keys");
+    // The first has run, and the last: the one between may not be sent again.
+    split.record(parts[0].units(), vec![Value::Okay, again, Value::Okay], None);
+    assert!(split.again(ALL, |_| true).is_nothing());
+    let mut part = split.divide([slot("k")]).remove(&slot("k")).unwrap();
+    assert!(part.again(ALL, |_| true).is_nothing(), "it came before one that has run");
+    let failed = split.finish().expect_err("a part of it was not given back");
+    assert_eq!(failed.certainty, Certainty::Unknown);
 }
 
 #[test]

@@ -166,7 +166,7 @@ pub(super) struct Begun<'a> {
     /// Whether an earlier try at the same node may have run.
     pub(super) before: bool,
     pub(super) suspicion: Suspicion,
-    pub(super) places: Places<'a>,
+    pub(super) places: Option<Places<'a>>,
 }
 
 impl Cluster {
@@ -333,7 +333,7 @@ impl<'a> Journey<'a> {
 
     /// Goes on after an attempt that was made together with others.
     fn take_up(&mut self, begun: Begun<'a>) -> (Arc<Node>, Instant, Attempted) {
-        self.places = Some(begun.places);
+        self.places = begun.places;
         self.suspicion = begun.suspicion;
         let attempted = Attempted::Ended(Err(begun.error), begun.before);
         (begun.node, begun.sent, attempted)

@@ -98,26 +98,31 @@ pub(super) struct InLine<'a> {
 }
 
 impl InLine<'_> {
-    /// Takes its place in the lines of these slots out: from now on it is apart from the others.
+    /// Takes its places in the lines of these slots out: from now on each is apart from the others.
     /// `None` if as many wait as may.
-    pub(super) fn split_off(&mut self, slots: &[Slot]) -> Option<Self> {
-        let room = self.order.room(self.room.of)?;
-        let wake = Arc::new(Notify::new());
-        self.slots.retain(|slot| !slots.contains(slot));
-        for slot in slots {
-            let mut stripe = self.order.stripe(*slot).lock();
-            let is_it = |one: &&mut Waiter| one.number == self.number && one.slot == *slot;
+    pub(super) fn divide(&mut self, slots: &[Slot]) -> Option<BTreeMap<Slot, Self>> {
+        let rooms = slots.iter().map(|_| self.order.room(self.room.of));
+        let rooms: Option<Vec<_>> = rooms.collect();
+        let apart = slots.iter().copied().zip(rooms?);
+        let apart = apart.map(|(slot, room)| {
+            let wake = Arc::new(Notify::new());
+            let mut stripe = self.order.stripe(slot).lock();
+            let is_it = |one: &&mut Waiter| one.number == self.number && one.slot == slot;
             if let Some(one) = stripe.line.iter_mut().find(is_it) {
                 one.wake = Arc::clone(&wake);
             }
-        }
-        Some(Self {
-            order: self.order,
-            slots: Slots::from_slice(slots),
-            number: self.number,
-            wake,
-            room,
-        })
+            let alone = Self {
+                order: self.order,
+                slots: Slots::from_buf([slot]),
+                number: self.number,
+                wake,
+                room,
+            };
+            (slot, alone)
+        });
+        let apart: BTreeMap<_, _> = apart.collect();
+        self.slots.retain(|slot| !apart.contains_key(slot));
+        Some(apart)
     }
 
     /// Returns whether it waits for none.
@@ -150,6 +155,9 @@ struct InTurn<'a> {
 
 impl InTurn<'_> {
     fn wait(&mut self, entry: &Entry, stripe: &mut Stripe) {
+        if stripe.turns.contains_key(&(entry.slot, self.command)) {
+            return;
+        }
         self.slots.push(entry.slot);
         let waiter = Waiter {
             slot: entry.slot,
@@ -193,7 +201,7 @@ pub(super) type Slots = SmallVec<[Slot; 1]>;
 type Entries = SmallVec<[Entry; 1]>;
 /// The reason why a command cannot be sent again yet, or not at all.
 enum Turned {
-    /// It is not its turn in these slots, in one of them until then at most.
+    /// It is not its turn in these slots, which are sorted, in one of them until then at most.
     Waits(Slots, Instant),
     /// In these later ones of its keys have run.
     Overtaken(Slots),
@@ -208,6 +216,7 @@ type Locks<'a> = SmallVec<[(usize, MutexGuard<'a, Stripe>); 1]>;
 pub(super) struct Places<'a> {
     order: &'a InOrder,
     command: u64,
+    /// By slot.
     entries: Entries,
     ran: bool,
 }
@@ -351,20 +360,21 @@ impl InOrder {
         }
         let number = line.as_ref().map_or(u64::MAX, |line| line.number);
         let mut halted: Option<Instant> = None;
-        let mut at = Slots::new();
+        let mut waiting: SmallVec<[&Entry; 1]> = SmallVec::new();
         for entry in &entries {
             let stripe = locked(&mut locks, entry.slot);
             if let Some(until) = stripe.halts(entry, number, now) {
                 halted = Some(halted.map_or(until, |first| first.min(until)));
-                at.push(entry.slot);
+                waiting.push(entry);
             }
         }
+        let at: Slots = waiting.iter().map(|entry| entry.slot).collect();
         let Some(until) = halted else {
+            drop(waiting);
             return Ok(self.submit(entries, locks, cx, attempt));
         };
         if line.is_none() {
-            let waiting = entries.iter().filter(|entry| at.contains(&entry.slot));
-            *line = self.line_up(waiting, of, &mut locks);
+            *line = self.line_up(waiting.into_iter(), of, &mut locks);
         }
         match line {
             Some(_) => Err(Halted::At(at, until)),
@@ -429,13 +439,7 @@ impl InOrder {
         }
         let polled = attempt.poll(cx);
         drop(locks);
-        let places = Places {
-            order: self,
-            command,
-            entries,
-            ran: false,
-        };
-        (places, polled)
+        (Places::new(self, command, entries), polled)
     }
 
     /// Gives a new command its place behind all that wait; `None` if as many wait as may.
@@ -480,12 +484,7 @@ impl InOrder {
             stripe.under_way.push_back(UnderWayIn { command, entry });
         }
         drop(locks);
-        Places {
-            order: self,
-            command,
-            entries,
-            ran: false,
-        }
+        Places::new(self, command, entries)
     }
 
     /// The slot changes hands: closes its gate, if commands of it are under way.
@@ -612,7 +611,23 @@ fn locked<'l>(locks: &'l mut Locks<'_>, slot: Slot) -> &'l mut Stripe {
     &mut locks[place.unwrap_or_default()].1
 }
 
-impl Places<'_> {
+impl<'a> Places<'a> {
+    fn new(order: &'a InOrder, command: u64, mut entries: Entries) -> Self {
+        entries.sort_by_key(|entry| entry.slot);
+        Self {
+            order,
+            command,
+            entries,
+            ran: false,
+        }
+    }
+
+    /// Returns its part in the order of a slot.
+    fn entry(&self, slot: Slot) -> Option<&Entry> {
+        let at = self.entries.binary_search_by_key(&slot, |entry| entry.slot);
+        self.entries.get(at.ok()?)
+    }
+
     /// Sends the command again where it goes now, when it is its turn in all of these slots, whose
     /// gates are closed: polls `attempt` for the first time, by which it is submitted, while
     /// nobody else can be. When its turn comes, each has still to go there, as `stands` says.
@@ -653,7 +668,10 @@ impl Places<'_> {
                 Err(Turned::Outdated(slots)) => return Again::Outdated(slots),
                 Err(Turned::Waits(slots, until)) => (slots, until),
             };
-            if goes.iter().any(|(slot, _)| !waits.contains(slot)) {
+            if goes
+                .iter()
+                .any(|(slot, _)| waits.binary_search(slot).is_err())
+            {
                 return Again::Divided(waits);
             }
             let until = until.min(deadline);
@@ -676,7 +694,7 @@ impl Places<'_> {
 
     /// Tells those that wait for their turn behind it, or before it, to look again.
     fn wake_turns(&self, slot: Slot) {
-        if let Some(entry) = self.entries.iter().find(|entry| entry.slot == slot) {
+        if let Some(entry) = self.entry(slot) {
             let stripe = self.order.stripe(slot).lock();
             stripe.wake_turns(slot, &entry.keys);
         }
@@ -698,7 +716,7 @@ impl Places<'_> {
     /// Keeps its place in the order of this slot while it waits for somebody to serve it: nobody of
     /// its keys is sent ahead of it.
     pub(super) fn hold(&self, slot: Slot) {
-        let Some(entry) = self.entries.iter().find(|entry| entry.slot == slot) else {
+        let Some(entry) = self.entry(slot) else {
             return;
         };
         let mut stripe = self.order.stripe(slot).lock();
@@ -734,10 +752,10 @@ impl Places<'_> {
             return Err(Turned::Overtaken(overtaken));
         }
         if let Some(until) = first {
-            for entry in self.entries.iter() {
-                if waits.contains(&entry.slot) && !turn.slots.contains(&entry.slot) {
-                    turn.wait(entry, locked(&mut locks, entry.slot));
-                }
+            waits.sort_unstable();
+            waits.dedup();
+            for entry in waits.iter().filter_map(|slot| self.entry(*slot)) {
+                turn.wait(entry, locked(&mut locks, entry.slot));
             }
             return Err(Turned::Waits(waits, until));
         }
@@ -794,17 +812,18 @@ impl Places<'_> {
         });
     }
 
-    /// Takes the places in these slots out: from now on they are apart from the others.
-    pub(super) fn split_off(&mut self, leaves: impl Fn(Slot) -> bool) -> Self {
-        let entries = std::mem::take(&mut self.entries).into_iter();
-        let (left, stay) = entries.partition(|entry| leaves(entry.slot));
-        self.entries = stay;
-        Self {
-            order: self.order,
-            command: self.command,
-            entries: left,
-            ran: false,
+    /// Takes its places in these slots out: from now on each is apart from the others.
+    pub(super) fn divide(&mut self, slots: impl IntoIterator<Item = Slot>) -> BTreeMap<Slot, Self> {
+        let (order, command) = (self.order, self.command);
+        let alone = |slot| (slot, Self::new(order, command, Entries::new()));
+        let mut apart: BTreeMap<_, _> = slots.into_iter().map(alone).collect();
+        for entry in std::mem::take(&mut self.entries) {
+            match apart.get_mut(&entry.slot) {
+                Some(places) => places.entries.push(entry),
+                None => self.entries.push(entry),
+            }
         }
+        apart
     }
 
     /// The command has run, or may have.

@@ -185,8 +185,8 @@ enum RoundSent {
 /// The way of a pipeline, or of a part of it, until it has ended or parts.
 enum Course<'a> {
     Ended(SplitPipeline<'a, Error>),
-    /// What waits for its slots goes apart from what does not.
-    Parts(Box<[Voyage<'a>; 2]>),
+    /// What waits goes apart from what does not, each of its slots by itself.
+    Parts(Vec<Voyage<'a>>),
 }
 
 impl Cluster {
@@ -247,9 +247,10 @@ impl Cluster {
             waits: 0,
             has_waited: false,
         };
+        let nothing = voyage.split.emptied();
         let split = match voyage.run().await {
             Course::Ended(split) => split,
-            Course::Parts(parts) => Box::pin(Voyage::run_apart(*parts)).await,
+            Course::Parts(parts) => Box::pin(Voyage::run_apart(nothing, parts)).await,
         };
         split.finish().map(Reply::Many).map_err(failed)
     }
@@ -257,23 +258,19 @@ impl Cluster {
 
 impl<'a> Voyage<'a> {
     /// Runs the parts of a pipeline until all have ended, and joins them.
-    async fn run_apart(parts: [Self; 2]) -> SplitPipeline<'a, Error> {
-        let [first, second] = parts;
-        let any = first.split.emptied();
-        let mut under_way = FuturesUnordered::new();
-        under_way.push(first.run());
-        under_way.push(second.run());
-        let mut whole = any;
+    async fn run_apart(
+        mut whole: SplitPipeline<'a, Error>,
+        parts: Vec<Self>,
+    ) -> SplitPipeline<'a, Error> {
+        let mut under_way: FuturesUnordered<_> = parts.into_iter().map(Self::run).collect();
+        let mut ended = Vec::new();
         while let Some(course) = under_way.next().await {
             match course {
-                Course::Ended(part) => whole.join(part),
-                Course::Parts(parts) => {
-                    let [first, second] = *parts;
-                    under_way.push(first.run());
-                    under_way.push(second.run());
-                }
+                Course::Ended(part) => ended.push(part),
+                Course::Parts(parts) => under_way.extend(parts.into_iter().map(Self::run)),
             }
         }
+        whole.join(ended);
         whole
     }
 
@@ -294,8 +291,7 @@ impl<'a> Voyage<'a> {
                     // Each command goes to whoever owns its slot now.
                     self.take_back(&round);
                     if self.limits.deadline <= clock::now() {
-                        let error = self.limits.timed_out(Certainty::NotSent);
-                        self.end_in(|_| true, error);
+                        self.end_all(&self.limits.timed_out(Certainty::NotSent));
                         break;
                     }
                 }
@@ -306,24 +302,25 @@ impl<'a> Voyage<'a> {
                 RoundSent::Divided(slots) => {
                     self.take_back(&round);
                     match self.part_with(&slots) {
-                        Some(waits) => return Course::Parts(Box::new([self, waits])),
-                        None => {
-                            let error = no_room();
-                            self.end_in(|slot| slots.contains(&slot), error);
+                        Some(mut parts) => {
+                            parts.push(self);
+                            return Course::Parts(parts);
                         }
+                        None => self.end_in(&slots, no_room()),
                     }
                 }
                 RoundSent::Overtaken(slots) => {
                     self.take_back(&round);
                     if let Some(places) = &mut self.places {
-                        places.stand_aside(|slot| slots.contains(&slot));
+                        // Dropped, they are left.
+                        places.divide(slots.iter().copied());
                     }
                     let error = Error::new(ErrorKind::Overtaken, Certainty::NotSent);
-                    self.end_in(|slot| slots.contains(&slot), error);
+                    self.end_in(&slots, error);
                 }
                 RoundSent::Never(error) => {
                     self.take_back(&round);
-                    self.end_in(|_| true, error);
+                    self.end_all(&error);
                     break;
                 }
             }
@@ -344,41 +341,62 @@ impl<'a> Voyage<'a> {
 
     /// The owners of these slots know better now than their ASK. It has led nowhere, so it counts
     /// for none.
-    fn ask_anew(&mut self, slots: &Slots) {
+    fn ask_anew(&mut self, slots: &[Slot]) {
+        let slots: BTreeSet<&Slot> = slots.iter().collect();
         self.split.ask_anew(|slot| slots.contains(&slot));
         self.hops = self.hops.saturating_sub(1);
     }
 
     /// Ends what is to be sent of these slots, and is not after all. Of what was sent in an earlier
     /// round that is remembered.
-    fn end_in(&mut self, ends: impl Fn(Slot) -> bool, error: Error) {
-        let (any, certainty) = (self.any, error.certainty());
+    fn end_in(&mut self, slots: &[Slot], error: Error) {
+        let (slots, certainty): (BTreeSet<&Slot>, _) = (slots.iter().collect(), error.certainty());
         self.split.end(|target| {
-            let error = ends(target.slot.unwrap_or(any)).then(|| error.clone());
+            let ends = target.slot.is_some_and(|slot| slots.contains(&slot));
+            let error = ends.then(|| error.clone());
             error.map(|error| Failed { error, certainty })
         });
     }
 
-    /// Takes out what waits for these slots: its other commands, and those of others, do not wait
-    /// with it. `None` if as many calls wait as may.
-    fn part_with(&mut self, slots: &Slots) -> Option<Self> {
-        let line = match &mut self.line {
-            Some(line) => Some(line.split_off(slots)?),
-            None => None,
+    /// Ends all that is to be sent.
+    fn end_all(&mut self, error: &Error) {
+        let (error, certainty) = (|| error.clone(), error.certainty());
+        self.split.end(|_| {
+            let error = error();
+            Some(Failed { error, certainty })
+        });
+    }
+
+    /// Takes out what waits for these slots, in a part for each: its other commands, and those of
+    /// others, do not wait with it. `None` if as many calls wait as may.
+    fn part_with(&mut self, slots: &[Slot]) -> Option<Vec<Self>> {
+        let mut lines = match &mut self.line {
+            Some(line) => line.divide(slots)?,
+            None => BTreeMap::new(),
         };
         // What waits for others is that, and not this.
         self.line.take_if(|line| line.is_empty());
-        let leaves = |slot: Slot| slots.contains(&slot);
-        Some(Self {
+        let slots = || slots.iter().copied();
+        let mut places = self.places.as_mut().map(|places| places.divide(slots()));
+        let parts = self.split.divide(slots()).into_iter();
+        let parts = parts.map(|(slot, split)| Self {
             plan: self.plan.clone(),
-            split: self.split.split_off(leaves),
-            places: self.places.as_mut().map(|places| places.split_off(leaves)),
-            line,
-            turns: self.turns.clone(),
-            abandoned: self.abandoned.clone(),
-            suspicions: self.suspicions.clone(),
+            turns: self.turns_of(&split),
+            abandoned: only(&self.abandoned, slot),
+            suspicions: only(&self.suspicions, slot),
+            places: places.as_mut().and_then(|places| places.remove(&slot)),
+            line: lines.remove(&slot),
+            split,
             ..*self
-        })
+        });
+        Some(parts.collect())
+    }
+
+    /// Returns where redirects lead to of these commands.
+    fn turns_of(&self, split: &SplitPipeline<'_, Error>) -> Turns {
+        let slots = split.waiting().map(|target| slot_led_to(target, self.any));
+        let turns = slots.filter_map(|slot| self.turns.get_key_value(&slot));
+        turns.map(|(slot, node)| (*slot, *node)).collect()
     }
 
     /// Divides what is to be sent by the nodes that it goes to now.
@@ -606,13 +624,7 @@ impl<'a> Voyage<'a> {
         // Before the wait.
         self.leave_what_is_over();
         if let Err(error) = self.wait_before(&next).await {
-            let certainty = error.certainty();
-            self.split.end(|_| {
-                Some(Failed {
-                    error: error.clone(),
-                    certainty,
-                })
-            });
+            self.end_all(&error);
             return false;
         }
         self.find(next.aims).await;
@@ -676,11 +688,7 @@ impl<'a> Voyage<'a> {
 impl Cluster {
     /// The node that a command goes to now. `None` if nobody knows it.
     fn node_of(&self, target: Target<'_>, any: Slot, turns: &Turns) -> Option<u16> {
-        let slot = match target.redirect {
-            // Of a module's command the server may know another key than we do.
-            Some(Routing::Moved(redirect) | Routing::Ask(redirect)) => redirect.slot,
-            _ => target.slot.unwrap_or(any),
-        };
+        let slot = slot_led_to(target, any);
         // What waits for a migration waits at the owner.
         let follows = !matches!(target.redirect, None | Some(Routing::TryAgain));
         match turns.get(&slot).filter(|_| follows) {
@@ -884,6 +892,21 @@ fn refused(error: Error) -> Tried {
     let certainty = error.certainty();
     let failed = Failed { error, certainty };
     (Err(failed), false, Suspicion::default())
+}
+
+/// Returns the slot by which a command goes; what has none is in `any`.
+fn slot_led_to(target: Target<'_>, any: Slot) -> Slot {
+    match target.redirect {
+        // Of a module's command the server may know another key than we do.
+        Some(Routing::Moved(redirect) | Routing::Ask(redirect)) => redirect.slot,
+        _ => target.slot.unwrap_or(any),
+    }
+}
+
+/// Returns what is known of one slot.
+fn only<T: Clone>(by_slot: &BTreeMap<Slot, T>, slot: Slot) -> BTreeMap<Slot, T> {
+    let known = by_slot.get(&slot).cloned();
+    known.map(|known| (slot, known)).into_iter().collect()
 }
 
 /// Those of the commands that were redirected.

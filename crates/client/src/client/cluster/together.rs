@@ -168,23 +168,21 @@ impl Cluster {
                 value => outcomes.push((*number, Ok(value))),
             }
         }
-        let goes_on: Vec<_> = goes_on
-            .into_iter()
-            .map(|(number, error)| {
-                let begun = Begun {
-                    node: Arc::clone(node),
-                    sent,
-                    error,
-                    before,
-                    suspicion,
-                    places: {
-                        let slot = whole.part(number).slot();
-                        places.split_off(|of| of == slot)
-                    },
-                };
-                (number, begun)
-            })
-            .collect();
+        let slots = goes_on.iter().map(|(number, _)| whole.part(*number).slot());
+        let mut apart = places.divide(slots);
+        let goes_on = goes_on.into_iter().map(|(number, error)| {
+            let begun = Begun {
+                node: Arc::clone(node),
+                sent,
+                error,
+                before,
+                suspicion,
+                // Each part has a slot of its own.
+                places: apart.remove(&whole.part(number).slot()),
+            };
+            (number, begun)
+        });
+        let goes_on: Vec<_> = goes_on.collect();
         // As far as others are concerned, what was answered has run.
         places.ran();
         drop(places);

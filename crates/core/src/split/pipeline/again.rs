@@ -102,7 +102,7 @@ impl<E> SplitPipeline<'_, E> {
             State::Failed(failed) => {
                 (retry && failed.certainty != Certainty::Unknown).then_some(Reason::Retries)
             }
-            State::Waiting | State::Sent | State::Elsewhere => None,
+            State::Waiting | State::Sent => None,
         }
     }
 
@@ -226,8 +226,7 @@ impl<E> SplitPipeline<'_, E> {
             State::Answered(value) => {
                 self.redirect(unit, value).is_none() && !self.was_refused_for_now(unit, value)
             }
-            // It is on its way, or will be.
-            State::Sent | State::Elsewhere => true,
+            State::Sent => true,
             State::Failed(_) | State::Waiting => false,
         }
     }

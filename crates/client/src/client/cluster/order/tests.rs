@@ -347,7 +347,7 @@ async fn t8_what_waits_for_two_slots_goes_on_in_the_one_that_is_well_first() {
     };
     assert_eq!(waits[..], [slot()]);
     let mut goes = line.take().unwrap();
-    let rest = goes.split_off(&waits).unwrap();
+    let rest = goes.divide(&waits).unwrap().remove(&slot()).unwrap();
     assert!(!goes.is_empty() && !rest.is_empty());
     assert!(futures_util::poll!(&mut new).is_pending(), "it came first");
     drop(goes);
@@ -374,7 +374,7 @@ async fn t8_what_has_its_turn_in_one_slot_does_not_wait_for_its_turn_in_another(
         panic!("it is its turn in one of them");
     };
     assert_eq!(waits[..], [slot()]);
-    let mut rest = both.split_off(|slot| waits.contains(&slot));
+    let mut rest = both.divide(waits).remove(&slot()).unwrap();
     let attempt = pin!(ready(()));
     let again = both.again(&goes[1..], deadline, |_| true, attempt).await;
     assert!(matches!(again, Again::Sent(_)));
