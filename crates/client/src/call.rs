@@ -299,6 +299,8 @@ impl Call<'_> {
             apart: again.suspicion.apart,
         };
         again.epoch = self.link.map_or(0, Link::epoch);
+        let places = self.plan.places.as_deref();
+        let share = places.map(|places| places.share(self.queue));
         let submit = || match self.plan.asking {
             false => self.queue.submit(submission, self.payload),
             true => self.queue.submit_asking(submission, Asking(self.payload)),
@@ -315,6 +317,7 @@ impl Call<'_> {
         again.seq = Some(seq);
         again.rejoin = None;
         let (outcome, result) = self.judge(pending.await, again);
+        drop(share);
         if std::mem::take(&mut again.doubtful)
             && let Some(link) = self.link
         {

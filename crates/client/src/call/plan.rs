@@ -1,6 +1,7 @@
 //! The plan of a call, made before it is sent: may it run here, what would a repeat do, does
 //! it block, which connection serves it?
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline, Value};
@@ -15,7 +16,7 @@ use steadfast_core::split::Portion;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::crossing::LinkSet;
 use crate::options::CallOptions;
-use crate::wire::queue::{Encode, TxStep, TxSteps};
+use crate::wire::queue::{Encode, SharedPlaces, TxStep, TxSteps};
 
 /// The commands of a call.
 #[derive(Clone, Copy)]
@@ -57,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) route: Route,
     /// To be sent behind an ASKING: a node of a cluster that imports its slot takes it then.
     pub(crate) asking: bool,
+    /// The places of the call that it is a part of, if its parts share them.
+    pub(crate) places: Option<Arc<SharedPlaces>>,
 }
 
 /// The connection that serves a call, and those that its keys belong to.
@@ -86,6 +89,7 @@ impl<'a> Payload<'a> {
                     replies: 1,
                     route: Router::default().add(cmd, &class, links).route(),
                     asking: false,
+                    places: None,
                 }
                 .allowed(&class, shared_connection)?
             }
@@ -212,6 +216,12 @@ impl Plan {
             self.effect = Effect::Conditional;
         }
         self
+    }
+
+    /// The same, of a part of a call whose parts have one place at a node together.
+    pub(crate) fn in_place_of(self, places: &Arc<SharedPlaces>) -> Self {
+        let places = Some(Arc::clone(places));
+        Self { places, ..self }
     }
 
     /// The plan of what one node gets of a call that is planned so: commands of this effect.
@@ -344,6 +354,7 @@ fn plan_pipeline(
         replies: pipeline.len() as u32 + if transaction { 2 } else { 0 },
         route: Route::default(),
         asking: false,
+        places: None,
     };
     let mut router = Router::default();
     for cmd in redis_rs::commands(pipeline) {

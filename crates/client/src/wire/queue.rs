@@ -8,6 +8,7 @@
 mod command;
 mod deadlines;
 mod gate;
+mod places;
 mod total;
 mod transaction;
 
@@ -24,6 +25,7 @@ use self::command::AskingCall;
 pub(crate) use self::command::{DriverCommand, Job, TxStep, TxSteps, TxTransition};
 pub(crate) use self::gate::{Gate, ORPHANED, Outage, UNATTENDED};
 use self::gate::{down, lost};
+pub(crate) use self::places::SharedPlaces;
 use self::total::Locked;
 pub(crate) use self::total::TotalBytes;
 use self::transaction::Transactions;
@@ -77,6 +79,8 @@ struct Inner {
     fenced: bool,
     /// The bytes that were counted for all queues together.
     counted: usize,
+    /// Requests under way that share the place of another part of their call.
+    shared: usize,
 }
 
 impl Inner {
@@ -167,6 +171,7 @@ impl SubmitQueue {
                 refused: 0,
                 fenced: true,
                 counted: 0,
+                shared: 0,
             }),
             bulkhead,
             total: None,
@@ -273,6 +278,7 @@ impl SubmitQueue {
             return Err(Error::not_sent(ErrorKind::Lost { cause }));
         }
         let inside = queue.backlog.awaiting + queue.batch.len();
+        let inside = inside.saturating_sub(queue.shared);
         // The longest does not count, or one large value would shut everybody else out.
         let longest = queue.backlog.longest.max(queue.batch.longest());
         let bytes = queue.bytes().saturating_sub(longest);

@@ -1,12 +1,14 @@
 //! T5, T7, T8, T9, C2: what a pipeline over several nodes does to others, and to itself, while one
 //! of its slots moves.
 
+use std::collections::HashSet;
 use std::pin::pin;
 
 use futures_util::FutureExt;
 use steadfast::redis::{self, Value};
 use steadfast::{CallOptions, Certainty, Client, ErrorKind};
 use steadfast_drill::process::Cluster;
+use tokio::task::JoinSet;
 
 use crate::support::{cmd, eventually, key_of, ms, slot};
 
@@ -94,7 +96,9 @@ async fn t5_t7_t8_t9_c2_pipelines_keep_to_their_turns_and_take_those_of_no_other
             .await;
     }
     t9_what_has_not_run_takes_nobody_s_turn(&cluster, &client).await;
+    t31_parts_of_a_pipeline_take_one_place_at_their_node(&cluster).await;
     c2_what_was_never_written_is_not_sent(&cluster, &client).await;
+    t8_what_waits_for_very_many_slots_goes_on_in_each_at_little_cost(&cluster, &client).await;
 }
 
 async fn t5_an_error_for_an_answer_keeps_nobody_waiting(cluster: &Cluster, client: &Client) {
@@ -219,6 +223,83 @@ async fn t9_what_has_not_run_takes_nobody_s_turn(cluster: &Cluster, client: &Cli
     assert_eq!(first.unwrap(), Value::Okay);
     let get = client.send(&cmd(&format!("GET {gone}"))).await;
     assert_eq!(get.unwrap(), text("1"));
+}
+
+async fn t31_parts_of_a_pipeline_take_one_place_at_their_node(cluster: &Cluster) {
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let narrow = builder.deadline(ms(60_000)).in_flight(2);
+    let client = narrow.connect().await.unwrap();
+    let mut slots = Vec::new();
+    for number in 0..5 {
+        slots.push(Apart::of(cluster, &client, &format!("place:{number}")).await);
+    }
+    let (mut first, mut second) = (redis::pipe(), redis::pipe());
+    for Apart { gone, here, .. } in &slots {
+        first.mset(&[(gone, 1), (here, 1)]);
+        second.append(gone, 2);
+    }
+    let free = key_of(cluster, 1, "free").await;
+    second.set(&free, 3);
+    let mut first = pin!(client.send_pipeline(&first));
+    let mut second = pin!(client.send_pipeline(&second));
+    tokio::select! {
+        biased;
+        answers = &mut first => panic!("its keys are apart: {answers:?}"),
+        answers = &mut second => panic!("it has overtaken the first: {answers:?}"),
+        () = eventually("what waits for nobody is served", async || {
+            cluster.node(1).command(&["GET", &free]).await.unwrap() == text("3")
+        }) => {}
+    }
+    // Nobody looks meanwhile, so all slots are free in one moment.
+    for slot in &slots {
+        slot.end().await;
+    }
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!(first.unwrap(), [const { Value::Okay }; 5]);
+    let lengths = [const { Value::Int(2) }; 5];
+    assert_eq!(second.unwrap(), [&lengths[..], &[Value::Okay]].concat());
+}
+
+/// The node of the last slots is away.
+async fn t8_what_waits_for_very_many_slots_goes_on_in_each_at_little_cost(
+    cluster: &Cluster,
+    client: &Client,
+) {
+    const SLOTS: usize = 1_000;
+    let mut taken = HashSet::new();
+    let names = (0..).map(|number| format!("many:{number}"));
+    let is_there = |name: &String| slot(name) > 11_000 && taken.insert(slot(name));
+    let keys: Vec<String> = names.filter(is_there).take(SLOTS).collect();
+    // Each keeps its slot for a moment longer than the one before.
+    let mut before = JoinSet::new();
+    for (number, key) in keys.iter().enumerate() {
+        let deadline = ms(2_000 + number as u64);
+        let (client, incr) = (client.clone(), cmd(&format!("INCR {key}")));
+        before.spawn(async move {
+            let client = client.with(CallOptions::new().deadline(deadline));
+            client.send(&incr).await
+        });
+    }
+    tokio::time::sleep(ms(1_000)).await;
+    let mut pipe = redis::pipe();
+    for key in (0..10).flat_map(|_| &keys) {
+        pipe.incr(key, 1);
+    }
+    let mut piped = pin!(client.send_pipeline(&pipe));
+    let ended = async {
+        while let Some(ended) = before.join_next().await {
+            ended.unwrap().unwrap_err();
+        }
+    };
+    tokio::select! {
+        answers = &mut piped => panic!("a node of it is away: {answers:?}"),
+        () = ended => {}
+    }
+    cluster.node(2).restart().await.unwrap();
+    let answers = tokio::time::timeout(ms(40_000), piped).await;
+    let answers = answers.expect("it costs little").unwrap();
+    let last = (9 * SLOTS..10 * SLOTS).map(|_| Value::Int(10));
+    assert_eq!(answers[9 * SLOTS..], last.collect::<Vec<_>>());
 }
 
 async fn c2_what_was_never_written_is_not_sent(cluster: &Cluster, client: &Client) {

@@ -4,6 +4,7 @@
 //! makes its own journey, and the answers are joined.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -120,10 +121,12 @@ impl Cluster {
                     plan,
                     options,
                     limits,
+                    places: &OnceLock::new(),
                 };
                 self.together(whole).await
             }
             true => {
+                let plan = &plan.clone().in_place_of(&Arc::default());
                 let parts = split.parts().map(|part| async move {
                     let cmd = part.cmd();
                     let place = (part.slot(), keys_of_part(part));

@@ -4,6 +4,7 @@ mod outlook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -306,7 +307,7 @@ impl<'a> Voyage<'a> {
                             parts.push(self);
                             return Course::Parts(parts);
                         }
-                        None => self.end_in(&slots, no_room()),
+                        None => self.end_in(&slots, &no_room()),
                     }
                 }
                 RoundSent::Overtaken(slots) => {
@@ -316,7 +317,7 @@ impl<'a> Voyage<'a> {
                         places.divide(slots.iter().copied());
                     }
                     let error = Error::new(ErrorKind::Overtaken, Certainty::NotSent);
-                    self.end_in(&slots, error);
+                    self.end_in(&slots, &error);
                 }
                 RoundSent::Never(error) => {
                     self.take_back(&round);
@@ -349,22 +350,17 @@ impl<'a> Voyage<'a> {
 
     /// Ends what is to be sent of these slots, and is not after all. Of what was sent in an earlier
     /// round that is remembered.
-    fn end_in(&mut self, slots: &[Slot], error: Error) {
-        let (slots, certainty): (BTreeSet<&Slot>, _) = (slots.iter().collect(), error.certainty());
+    fn end_in(&mut self, slots: &[Slot], error: &Error) {
+        let slots: BTreeSet<&Slot> = slots.iter().collect();
         self.split.end(|target| {
             let ends = target.slot.is_some_and(|slot| slots.contains(&slot));
-            let error = ends.then(|| error.clone());
-            error.map(|error| Failed { error, certainty })
+            ends.then(|| not_sent_for(error))
         });
     }
 
     /// Ends all that is to be sent.
     fn end_all(&mut self, error: &Error) {
-        let (error, certainty) = (|| error.clone(), error.certainty());
-        self.split.end(|_| {
-            let error = error();
-            Some(Failed { error, certainty })
-        });
+        self.split.end(|_| Some(not_sent_for(error)));
     }
 
     /// Takes out what waits for these slots, in a part for each: its other commands, and those of
@@ -376,6 +372,7 @@ impl<'a> Voyage<'a> {
         };
         // What waits for others is that, and not this.
         self.line.take_if(|line| line.is_empty());
+        self.plan.places.get_or_insert_with(Arc::default);
         let slots = || slots.iter().copied();
         let mut places = self.places.as_mut().map(|places| places.divide(slots()));
         let parts = self.split.divide(slots()).into_iter();
@@ -740,7 +737,7 @@ impl Cluster {
                 own.add_command(portion.to_cmd());
             });
             let payload = Payload::Pipeline(&own);
-            let answer = match self.planned(payload, options) {
+            let answer = match self.planned(payload, whole) {
                 Ok(plan) => {
                     let answer = node.attempt_after(payload, plan, options, times, suspicion);
                     answer.await
@@ -768,15 +765,16 @@ impl Cluster {
         times: (Instant, Duration),
     ) -> Vec<Answer> {
         let (units, options) = (part.units(), whole.options);
+        let places = &whole.plan.places.clone().unwrap_or_default();
         let commands: Vec<_> = whole.split.portions(units).map(Portion::to_cmd).collect();
         let asks = commands.iter().zip(units).map(|(cmd, unit)| async move {
             let payload = Payload::Command(cmd);
             let suspicion = whole.suspicion_of(&[*unit]);
-            let (answer, before, suspicion) = match self.planned(payload, options) {
+            let (answer, before, suspicion) = match self.planned(payload, whole) {
                 Ok(plan) => {
                     let plan = Plan {
                         asking: true,
-                        ..plan
+                        ..plan.in_place_of(places)
                     };
                     let answer = node.attempt_after(payload, plan, options, times, suspicion);
                     answer.await
@@ -881,17 +879,25 @@ impl Cluster {
         }
     }
 
-    /// Plans a part before it is sent.
-    fn planned(&self, payload: Payload<'_>, options: &CallOptions) -> Result<Plan, Error> {
+    /// Plans a part of this whole before it is sent.
+    fn planned(&self, payload: Payload<'_>, whole: Whole<'_>) -> Result<Plan, Error> {
         let plan = payload.plan(self.settings().connections, true)?;
-        Ok(plan.adjusted(options, self.settings().repeat_only_reads))
+        let plan = plan.adjusted(whole.options, self.settings().repeat_only_reads);
+        let places = whole.plan.places.clone();
+        Ok(Plan { places, ..plan })
     }
 }
 
 fn refused(error: Error) -> Tried {
-    let certainty = error.certainty();
-    let failed = Failed { error, certainty };
-    (Err(failed), false, Suspicion::default())
+    (Err(not_sent_for(&error)), false, Suspicion::default())
+}
+
+/// The end of what is not sent for this reason.
+fn not_sent_for(error: &Error) -> Failed<Error> {
+    Failed {
+        error: error.clone(),
+        certainty: error.certainty(),
+    }
 }
 
 /// Returns the slot by which a command goes; what has none is in `any`.

@@ -6,7 +6,7 @@
 //! of any command of one slot, with the place that it has in the order of its slot.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -26,6 +26,7 @@ use crate::call::plan::{Payload, Plan, many, one};
 use crate::clock;
 use crate::error::Error;
 use crate::options::CallOptions;
+use crate::wire::queue::SharedPlaces;
 
 /// The outcome of a part.
 type Outcome = Result<Value, Failed<Error>>;
@@ -37,6 +38,8 @@ pub(super) struct Whole<'a> {
     pub(super) plan: &'a Plan,
     pub(super) options: &'a CallOptions,
     pub(super) limits: Limits<'a>,
+    /// The places at nodes of the parts that go alone.
+    pub(super) places: &'a OnceLock<Arc<SharedPlaces>>,
 }
 
 impl<'a> Whole<'a> {
@@ -211,7 +214,9 @@ impl Cluster {
         let cmd = part.cmd();
         let (place, payload) = ((part.slot(), keys_of_part(part)), Payload::Command(&cmd));
         let (options, limits) = (whole.options, whole.limits);
-        let journey = self.journey(place, payload, whole.plan.clone(), options, limits);
+        let places = whole.places.get_or_init(Arc::default);
+        let plan = whole.plan.clone().in_place_of(places);
+        let journey = self.journey(place, payload, plan, options, limits);
         let ended = Box::pin(journey.begun(begun).finish()).await;
         let outcome = ended.and_then(one).map_err(|error| Failed {
             certainty: error.certainty(),

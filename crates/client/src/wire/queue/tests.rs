@@ -48,6 +48,36 @@ impl<F: FnOnce()> Encode for Large<F> {
     }
 }
 
+#[test]
+fn t31_parts_of_a_call_take_one_place_together_until_the_last_is_answered() {
+    const FAR: Duration = Duration::from_secs(60);
+    let queue = SubmitQueue::new(BOUNDS);
+    let submit = || submit(&queue, 1, FAR);
+    let (call, other) = (SharedPlaces::default(), SharedPlaces::default());
+    let part = |_| (call.share(&queue), submit().expect("they have one place"));
+    let mut parts: Vec<_> = (0..5).map(part).collect();
+    let others = [(); 2].map(|()| submit().expect("there are three places"));
+    let share = other.share(&queue);
+    assert!(submit().is_err(), "it has none yet");
+    drop((share, others));
+    // Those of the others and all but one of the parts are answered.
+    take_all(&queue);
+    let awaiting = |awaiting| Backlog {
+        awaiting,
+        ..Backlog::default()
+    };
+    parts.truncate(1);
+    queue.take_commands(awaiting(1));
+    let _others = [(); 2].map(|()| submit().expect("there are three places"));
+    assert!(submit().is_err());
+    // Parts that are given up without an answer are no call's any more.
+    parts.extend((0..2).map(part));
+    parts.clear();
+    queue.take_commands(awaiting(0));
+    assert_eq!(queue.in_flight(), 4);
+    assert!(submit().is_err());
+}
+
 /// Everything that waits goes to a driver that has nothing.
 fn take_all(queue: &SubmitQueue) -> Batch<Job> {
     let mut batch = Batch::default();
