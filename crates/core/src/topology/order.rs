@@ -1,6 +1,6 @@
 //! When a slot that changes hands may be used.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::slot::{KeySet, Slot};
@@ -24,8 +24,8 @@ pub enum Resubmission {
     /// a later one is on any, and may run before it. It is to be asked again when one of its slot
     /// has ended or was redirected, and then at the latest.
     Wait(Instant),
-    /// Later commands of its key have run, or were let through meanwhile: it must not be sent
-    /// again.
+    /// Later commands of some of its keys have run, or were let through meanwhile: what has to do
+    /// with [those](SlotGate::lost) must not be sent again.
     Overtaken,
 }
 
@@ -40,8 +40,8 @@ pub enum Resubmission {
 /// way: where the slot has come back meanwhile, that one may be running.
 ///
 /// A command is waited for until its own deadline, and not any longer, whoever forgets to end it.
-/// After that others are let through, and it has lost its turn: if its redirect comes at last, it
-/// ends as rejected.
+/// After that others are let through, and it has lost its turn for their keys: if its redirect comes
+/// at last, what has to do with those ends as rejected.
 #[derive(Debug, Default)]
 pub struct SlotGate {
     closed: BTreeMap<Slot, Closed>,
@@ -72,22 +72,53 @@ struct Turn {
 struct Closed {
     /// The commands in their order.
     under_way: BTreeMap<u64, Turn>,
-    /// The commands that have lost their turn and are still unanswered.
-    overtaken: BTreeSet<u64>,
+    /// The commands that have lost their turn and are still unanswered, and for which keys.
+    overtaken: BTreeMap<u64, KeySet>,
 }
 
 impl Closed {
-    /// Takes their turns from the commands before this one that have any of these keys, and no more
-    /// time then.
+    /// Takes their turns for these keys from the commands before this one that have no more time
+    /// then.
     fn overtake(&mut self, before: u64, keys: &KeySet, then: Option<Instant>) {
-        let earlier = self.under_way.range(..before);
+        let earlier = self.under_way.range_mut(..before);
         let is_over = |turn: &Turn| then.is_none_or(|then| turn.until <= then);
         let overtaken = earlier.filter(|(_, turn)| is_over(turn) && turn.keys.share(keys));
-        let overtaken: Vec<u64> = overtaken.map(|(command, _)| *command).collect();
-        for command in overtaken {
-            self.under_way.remove(&command);
-            self.overtaken.insert(command);
+        let mut out = Vec::new();
+        for (command, turn) in overtaken {
+            let left = match turn.keys {
+                // Which of them it has nobody here knows.
+                KeySet::Unknown => KeySet::Empty,
+                _ => turn.keys.without(keys),
+            };
+            let lost = turn.keys.without(&left);
+            let before = self.overtaken.get(command);
+            let lost = KeySet::all(before.into_iter().chain([&lost]));
+            self.overtaken.insert(*command, lost);
+            if left == KeySet::Empty {
+                out.push(*command);
+            }
+            turn.keys = left;
         }
+        for command in out {
+            self.under_way.remove(&command);
+        }
+    }
+
+    /// Notes that only these keys of a command are still to be served. Returns the others, as far
+    /// as it has its turn for them.
+    fn leave_all_but(&mut self, command: u64, keys: &KeySet) -> Option<KeySet> {
+        let turn = self.under_way.get_mut(&command)?;
+        let mut keys = keys.clone();
+        if let Some(lost) = self.overtaken.get_mut(&command) {
+            *lost = lost.without(&lost.without(&keys));
+            keys = keys.without(lost);
+            if *lost == KeySet::Empty {
+                self.overtaken.remove(&command);
+            }
+        }
+        let left = turn.keys.without(&keys);
+        turn.keys = keys;
+        Some(left)
     }
 }
 
@@ -111,7 +142,7 @@ impl SlotGate {
         }
         let closed = self.closed.entry(slot).or_default();
         let known = &closed.overtaken;
-        for one in under_way.filter(|one| !known.contains(&one.command)) {
+        for one in under_way.filter(|one| !known.contains_key(&one.command)) {
             closed.under_way.entry(one.command).or_insert(Turn {
                 connection: Some(one.connection),
                 keys: one.keys,
@@ -124,15 +155,30 @@ impl SlotGate {
     /// new ones of its keys wait, and those under way are not sent again before it.
     pub fn hold(&mut self, slot: Slot, command: u64, keys: KeySet, until: Instant) {
         let closed = self.closed.entry(slot).or_default();
-        if closed.overtaken.contains(&command) {
+        let lost = closed.overtaken.get(&command);
+        if lost.is_some() && !closed.under_way.contains_key(&command) {
             return;
         }
         let waits = Turn {
             connection: None,
-            keys,
+            keys: lost.map_or_else(|| keys.clone(), |lost| keys.without(lost)),
             until,
         };
         closed.under_way.insert(command, waits);
+    }
+
+    /// Returns the keys for which a command has lost its turn; all that it may have, if it has none
+    /// left.
+    pub fn lost(&self, slot: Slot, command: u64) -> KeySet {
+        let closed = self.closed.get(&slot);
+        let has_turn = |closed: &&Closed| closed.under_way.contains_key(&command);
+        match closed.filter(has_turn) {
+            None => KeySet::Unknown,
+            Some(closed) => {
+                let lost = closed.overtaken.get(&command);
+                lost.cloned().unwrap_or(KeySet::Empty)
+            }
+        }
     }
 
     /// Returns whether a new command with these keys may be sent. One that is let through takes
@@ -168,6 +214,9 @@ impl SlotGate {
         let Some(turn) = closed.under_way.get(&command) else {
             return Resubmission::Overtaken;
         };
+        if closed.overtaken.contains_key(&command) {
+            return Resubmission::Overtaken;
+        }
         let earlier = closed.under_way.range(..command).map(|(_, one)| one);
         let earlier = earlier.filter(|one| one.connection != Some(connection));
         let later = closed.under_way.range(command + 1..).map(|(_, one)| one);
@@ -215,20 +264,16 @@ impl SlotGate {
         let Some(closed) = self.closed.get_mut(&slot) else {
             return;
         };
-        let Some(turn) = closed.under_way.get_mut(&command) else {
-            return;
-        };
-        let served = turn.keys.without(keys);
-        turn.keys = keys.clone();
-        closed.overtake(command, &served, None);
+        if let Some(served) = closed.leave_all_but(command, keys) {
+            closed.overtake(command, &served, None);
+        }
     }
 
     /// Records that a command has to do with these of its keys only: for the others it has not run,
     /// and will not.
     pub fn withdraw(&mut self, slot: Slot, command: u64, keys: &KeySet) {
-        let closed = self.closed.get_mut(&slot);
-        if let Some(turn) = closed.and_then(|closed| closed.under_way.get_mut(&command)) {
-            turn.keys = keys.clone();
+        if let Some(closed) = self.closed.get_mut(&slot) {
+            closed.leave_all_but(command, keys);
         }
     }
 

@@ -199,12 +199,16 @@ pub(super) struct Entry {
 
 pub(super) type Slots = SmallVec<[Slot; 1]>;
 type Entries = SmallVec<[Entry; 1]>;
+
+/// By slot: the keys for which a command has lost its turn.
+pub(super) type LostKeys = BTreeMap<Slot, KeySet>;
+
 /// The reason why a command cannot be sent again yet, or not at all.
 enum Turned {
     /// It is not its turn in these slots, which are sorted, in one of them until then at most.
     Waits(Slots, Instant),
-    /// In these later ones of its keys have run.
-    Overtaken(Slots),
+    /// Later ones of these keys have run.
+    Overtaken(LostKeys),
     /// These do not go there any more.
     Outdated(Slots),
 }
@@ -250,8 +254,9 @@ enum Halted {
 pub(super) enum Again<T> {
     /// The command was sent, and has ended at once, or not.
     Sent(Poll<T>),
-    /// In these slots later ones of its keys have run.
-    Overtaken(Slots),
+    /// Later ones of these keys have run: what has to do with them is not to be sent again. Nothing
+    /// was.
+    Overtaken(LostKeys),
     /// It is not its turn yet in these slots, and it is in others: what belongs to those is to be
     /// sent by itself. Nothing was.
     Divided(Slots),
@@ -735,7 +740,7 @@ impl<'a> Places<'a> {
     ) -> Result<Locks<'_>, Turned> {
         let order = self.order;
         let mut locks = order.lock(goes.iter().map(|(slot, _)| *slot));
-        let (mut waits, mut overtaken) = (Slots::new(), Slots::new());
+        let (mut waits, mut overtaken) = (Slots::new(), LostKeys::new());
         let (now, mut first) = (clock::now(), None::<Instant>);
         for (slot, node) in goes {
             let gate = &locked(&mut locks, *slot).gate;
@@ -745,7 +750,9 @@ impl<'a> Places<'a> {
                     waits.push(*slot);
                     first = Some(first.map_or(until, |first| first.min(until)));
                 }
-                Resubmission::Overtaken => overtaken.push(*slot),
+                Resubmission::Overtaken => {
+                    overtaken.insert(*slot, gate.lost(*slot, self.command));
+                }
             }
         }
         if !overtaken.is_empty() {

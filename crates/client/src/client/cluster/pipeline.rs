@@ -28,7 +28,7 @@ use steadfast_core::topology::Trigger;
 use self::outlook::{Outlook, is_served_by_nobody};
 use super::journey::{Limits, is_for_want_of_a_primary, no_room};
 use super::node::Node;
-use super::order::{Again, CallRoom, Entered, Entry, InLine, NOBODY, Places, Slots};
+use super::order::{Again, CallRoom, Entered, Entry, InLine, LostKeys, NOBODY, Places, Slots};
 use super::parts::indivisible;
 use super::{Aim, Cluster};
 use crate::call::Suspicion;
@@ -177,8 +177,8 @@ enum RoundSent {
     Outdated(Slots),
     /// These slots change hands, and others do not: nothing was sent.
     Divided(Slots),
-    /// In these slots later commands have run: nothing was sent.
-    Overtaken(Slots),
+    /// Later commands of these keys have run: nothing was sent.
+    Overtaken(LostKeys),
     /// The commands may not be sent again.
     Never(Error),
 }
@@ -310,14 +310,9 @@ impl<'a> Voyage<'a> {
                         None => self.end_in(&slots, &no_room()),
                     }
                 }
-                RoundSent::Overtaken(slots) => {
+                RoundSent::Overtaken(keys) => {
                     self.take_back(&round);
-                    if let Some(places) = &mut self.places {
-                        // Dropped, they are left.
-                        places.divide(slots.iter().copied());
-                    }
-                    let error = Error::new(ErrorKind::Overtaken, Certainty::NotSent);
-                    self.end_in(&slots, &error);
+                    self.end_of_keys(&keys);
                 }
                 RoundSent::Never(error) => {
                     self.take_back(&round);
@@ -356,6 +351,24 @@ impl<'a> Voyage<'a> {
             let ends = target.slot.is_some_and(|slot| slots.contains(&slot));
             ends.then(|| not_sent_for(error))
         });
+    }
+
+    /// Ends what has to do with these keys. What else is to be sent of their slots has its turn
+    /// still.
+    fn end_of_keys(&mut self, lost: &LostKeys) {
+        let error = Error::new(ErrorKind::Overtaken, Certainty::NotSent);
+        let mut ended = false;
+        self.split.end(|target| {
+            let lost = lost.get(&target.slot?)?;
+            lost.share(target.keys).then(|| {
+                ended = true;
+                not_sent_for(&error)
+            })
+        });
+        if !ended {
+            let slots: Slots = lost.keys().copied().collect();
+            self.end_in(&slots, &error);
+        }
     }
 
     /// Ends all that is to be sent.
@@ -526,7 +539,7 @@ impl<'a> Voyage<'a> {
                 match again.await {
                     Again::Sent(polled) => polled,
                     Again::Outdated(slots) => return RoundSent::Outdated(slots),
-                    Again::Overtaken(slots) => return RoundSent::Overtaken(slots),
+                    Again::Overtaken(keys) => return RoundSent::Overtaken(keys),
                     Again::Divided(slots) => return RoundSent::Divided(slots),
                     Again::TimedOut => {
                         let error = limits.timed_out(Certainty::NotSent);
