@@ -87,7 +87,7 @@ async fn t5_t7_t8_t9_c2_pipelines_keep_to_their_turns_and_take_those_of_no_other
         .unresponsive_timeout(ms(50_000))
         .wait_for_primary(ms(60_000));
     let client = client.connect().await.unwrap();
-    t5_an_error_for_an_answer_keeps_nobody_waiting(&cluster, &client).await;
+    t5_what_is_answered_keeps_nobody_waiting(&cluster, &client).await;
     for ends in [false, true] {
         t7_t8_a_read_of_several_keys_waits_until_they_are_together(&cluster, &client, ends).await;
     }
@@ -101,7 +101,7 @@ async fn t5_t7_t8_t9_c2_pipelines_keep_to_their_turns_and_take_those_of_no_other
     t8_what_waits_for_very_many_slots_goes_on_in_each_at_little_cost(&cluster, &client).await;
 }
 
-async fn t5_an_error_for_an_answer_keeps_nobody_waiting(cluster: &Cluster, client: &Client) {
+async fn t5_what_is_answered_keeps_nobody_waiting(cluster: &Cluster, client: &Client) {
     let (a, b) = (key_of(cluster, 0, "a").await, key_of(cluster, 0, "b").await);
     let other = key_of(cluster, 0, "other").await;
     let slow = key_of(cluster, 1, "slow").await;
@@ -126,6 +126,10 @@ async fn t5_an_error_for_an_answer_keeps_nobody_waiting(cluster: &Cluster, clien
         }
         let got = hasty.send(&cmd(&format!("GET {b}"))).await;
         assert_eq!(got.unwrap(), text("1"));
+        // Nor does what is served, where its slot moves meanwhile.
+        cluster.migrate(slot(&b), 0, 2).await.unwrap();
+        let longer = hasty.send(&cmd(&format!("APPEND {b} 2"))).await;
+        assert_eq!(longer.unwrap(), Value::Int(2));
     };
     tokio::select! {
         answers = &mut pipe => panic!("a node of it stands still: {answers:?}"),

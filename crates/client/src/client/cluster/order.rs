@@ -12,7 +12,7 @@
 //! that no command goes where its slot was a moment before. That costs a call two short locks that
 //! it shares with one slot in 256.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -713,6 +713,18 @@ impl<'a> Places<'a> {
             let leaves = leaves(entry.slot);
             if leaves {
                 order.settle(entry.slot, command, false);
+            }
+            !leaves
+        });
+    }
+
+    /// The command has run in these slots, and has nothing to do with them any more.
+    pub(super) fn ran_in(&mut self, slots: &BTreeSet<Slot>) {
+        let (order, command) = (self.order, self.command);
+        self.entries.retain(|entry| {
+            let leaves = slots.contains(&entry.slot);
+            if leaves {
+                order.settle(entry.slot, command, true);
             }
             !leaves
         });

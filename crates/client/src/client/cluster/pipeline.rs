@@ -67,6 +67,17 @@ impl Answer {
         !self.before && values.is_ok_and(|values| !values.iter().any(is_error))
     }
 
+    /// Returns those of its commands that have no answer, or an error for one.
+    fn not_served(&self) -> Vec<usize> {
+        let Ok(values) = &self.result else {
+            return self.units.clone();
+        };
+        let answered = self.units.iter().zip(values);
+        let errors = answered.filter(|(_, value)| matches!(value, Value::ServerError(_)));
+        let without = self.units.iter().skip(values.len());
+        errors.map(|(unit, _)| unit).chain(without).copied().collect()
+    }
+
     /// Returns the slots of those of its commands that may be sent again.
     fn may_go_again(&self, whole: Whole<'_>) -> BTreeSet<Slot> {
         let split = whole.split;
@@ -143,6 +154,32 @@ impl Round {
             until,
         };
         self.goes.iter().map(entry).collect()
+    }
+
+    /// Returns the slots of which all has been answered by one node, and nothing by an error.
+    fn served_by(
+        &self,
+        part: &PipelinePart,
+        answers: &[Answer],
+        split: &SplitPipeline<'_, Error>,
+    ) -> Vec<Slot> {
+        // What is held back is of a slot of others, and is to keep its place.
+        if self.holds {
+            return Vec::new();
+        }
+        let not_served = answers.iter().flat_map(Answer::not_served);
+        let not_served: BTreeSet<Slot> = not_served.filter_map(|unit| split.slot_of(unit)).collect();
+        let here = part.node.unwrap_or(NOBODY);
+        let is_all = |at: usize| {
+            let ((slot, node), _) = &self.goes[at];
+            let next = self.goes.get(at + 1).map(|((slot, _), _)| slot);
+            let last = at.checked_sub(1).map(|at| &self.goes[at].0.0);
+            let is_alone = next != Some(slot) && last != Some(slot);
+            *node == here && is_alone && !self.asks.contains(&(*slot, *node))
+        };
+        let all = (0..self.goes.len()).filter(|at| is_all(*at));
+        let all = all.map(|at| self.goes[at].0.0);
+        all.filter(|slot| !not_served.contains(slot)).collect()
     }
 }
 
@@ -492,14 +529,16 @@ impl<'a> Voyage<'a> {
         if times.1.is_zero() {
             return RoundSent::Never(limits.timed_out(Certainty::NotSent));
         }
-        // The slots of what may be sent again, while other nodes have yet to answer.
-        let unserved = Mutex::new(BTreeSet::new());
+        // While other nodes have yet to answer: the slots of what may be sent again, and those of
+        // which all is served.
+        let (unserved, served) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
         let sends = parts.iter().map(|part| async {
             let answers = cluster.send_part(part, whole, times).await;
             // Others may take their time to answer, in which this grows old.
             cluster.note_asks(part.node, &answers);
             let slots = answers.iter().map(|answer| answer.may_go_again(whole));
             slots.for_each(|slots| unserved.lock().extend(slots));
+            served.lock().extend(round.served_by(part, &answers, whole.split));
             answers
         });
         let mut sends = pin!(join_all(sends));
@@ -555,6 +594,9 @@ impl<'a> Voyage<'a> {
                 let answered = std::future::poll_fn(|cx| {
                     let polled = sends.as_mut().poll(cx);
                     close();
+                    if let (Poll::Pending, Some(places)) = (&polled, &mut self.places) {
+                        places.ran_in(&std::mem::take(&mut *served.lock()));
+                    }
                     polled
                 });
                 answered.await
