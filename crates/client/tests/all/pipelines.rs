@@ -22,8 +22,12 @@ struct Apart<'a> {
 
 impl<'a> Apart<'a> {
     async fn of(cluster: &'a Cluster, client: &Client, name: &str) -> Self {
-        let key = key_of(cluster, 0, name).await;
-        let slots = [slot(&key)];
+        Self::at(cluster, client, &key_of(cluster, 0, name).await).await
+    }
+
+    /// The same, in the slot of this key.
+    async fn at(cluster: &'a Cluster, client: &Client, key: &str) -> Self {
+        let slots = [slot(key)];
         let [one, two] = ["a", "b"].map(|name| format!("{{{key}}}{name}"));
         for key in [&one, &two] {
             client.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
@@ -96,6 +100,9 @@ async fn t5_t7_t8_t9_c2_pipelines_keep_to_their_turns_and_take_those_of_no_other
             .await;
     }
     t9_what_has_not_run_takes_nobody_s_turn(&cluster, &client).await;
+    t9_a_call_that_was_refused_takes_nobody_s_turn(&cluster, &client).await;
+    t8_t9_a_pipeline_loses_its_turn_for_those_keys_only_that_were_served_since(&cluster, &client)
+        .await;
     t31_parts_of_a_pipeline_take_one_place_at_their_node(&cluster).await;
     c2_what_was_never_written_is_not_sent(&cluster, &client).await;
     t8_what_waits_for_very_many_slots_goes_on_in_each_at_little_cost(&cluster, &client).await;
@@ -233,16 +240,21 @@ async fn t31_parts_of_a_pipeline_take_one_place_at_their_node(cluster: &Cluster)
     let builder = Client::builder(&cluster.url()).unwrap();
     let narrow = builder.deadline(ms(60_000)).in_flight(2);
     let client = narrow.connect().await.unwrap();
-    let mut slots = Vec::new();
+    let free = key_of(cluster, 1, "free").await;
+    // While slots are on their way, nodes do not agree on who owns what.
+    let mut keys = Vec::new();
     for number in 0..5 {
-        slots.push(Apart::of(cluster, &client, &format!("place:{number}")).await);
+        keys.push(key_of(cluster, 0, &format!("place:{number}")).await);
+    }
+    let mut slots = Vec::new();
+    for key in &keys {
+        slots.push(Apart::at(cluster, &client, key).await);
     }
     let (mut first, mut second) = (redis::pipe(), redis::pipe());
     for Apart { gone, here, .. } in &slots {
         first.mset(&[(gone, 1), (here, 1)]);
         second.append(gone, 2);
     }
-    let free = key_of(cluster, 1, "free").await;
     second.set(&free, 3);
     let mut first = pin!(client.send_pipeline(&first));
     let mut second = pin!(client.send_pipeline(&second));
@@ -262,6 +274,73 @@ async fn t31_parts_of_a_pipeline_take_one_place_at_their_node(cluster: &Cluster)
     assert_eq!(first.unwrap(), [const { Value::Okay }; 5]);
     let lengths = [const { Value::Int(2) }; 5];
     assert_eq!(second.unwrap(), [&lengths[..], &[Value::Okay]].concat());
+}
+
+/// What writes is refused for now by the node, once it has seen whether the keys are there.
+async fn t9_a_call_that_was_refused_takes_nobody_s_turn(cluster: &Cluster, client: &Client) {
+    let keys = Apart::of(cluster, client, "refused").await;
+    let (gone, here) = (&keys.gone, &keys.here);
+    let needs_replicas = async |count: &str| {
+        let set = ["CONFIG", "SET", "min-replicas-to-write", count];
+        cluster.node(0).command(&set).await.unwrap();
+    };
+    needs_replicas("1").await;
+    let first = cmd(&format!("MSET {gone} 1 {here} 1"));
+    let mut first = pin!(client.send(&first));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let refused = cmd(&format!("APPEND {here} 2"));
+    let error = tokio::select! {
+        biased;
+        answer = &mut first => panic!("its keys are apart: {answer:?}"),
+        answer = client.send(&refused) => answer.unwrap_err(),
+    };
+    assert_eq!(error.certainty(), Certainty::Rejected, "{error}");
+    let code = |error: &steadfast::Error| match error.kind() {
+        ErrorKind::Server(said) => said.code().to_owned(),
+        _ => String::new(),
+    };
+    assert_eq!(code(&error), "NOREPLICAS", "{error}");
+    needs_replicas("0").await;
+    let (first, ()) = tokio::join!(first, keys.end());
+    assert_eq!(first.unwrap(), Value::Okay);
+    let get = client.send(&cmd(&format!("GET {here}"))).await;
+    assert_eq!(get.unwrap(), text("1"));
+}
+
+async fn t8_t9_a_pipeline_loses_its_turn_for_those_keys_only_that_were_served_since(
+    cluster: &Cluster,
+    client: &Client,
+) {
+    let keys = Apart::of(cluster, client, "lost").await;
+    let (gone, here) = (&keys.gone, &keys.here);
+    // Two of the same slot that are apart from each other, and from those.
+    let others = ["c", "d"].map(|name| format!("{}{name}", &here[..here.len() - 1]));
+    let mut pipe = redis::pipe();
+    pipe.mset(&[(gone, 1), (here, 1)]);
+    pipe.mset(&[(&others[0], 2), (&others[1], 2)]);
+    let mut piped = pin!(client.send_pipeline(&pipe));
+    assert!(futures_util::poll!(&mut piped).is_pending());
+    // Sent before the first answer comes, and served: its key is here.
+    let later = cmd(&format!("APPEND {here} 3"));
+    let served = tokio::select! {
+        biased;
+        answers = &mut piped => panic!("its keys are apart: {answers:?}"),
+        answer = client.send(&later) => answer,
+    };
+    assert_eq!(served.unwrap(), Value::Int(2));
+    let (piped, ()) = tokio::join!(piped, keys.end());
+    let error = piped.unwrap_err();
+    let ErrorKind::Partial {
+        done: 1, not_run, ..
+    } = error.kind()
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(not_run[..], [0], "{error}");
+    for (key, value) in [(here, "03"), (&others[0], "2"), (&others[1], "2")] {
+        let get = client.send(&cmd(&format!("GET {key}"))).await;
+        assert_eq!(get.unwrap(), text(value), "{key}");
+    }
 }
 
 /// The node of the last slots is away.

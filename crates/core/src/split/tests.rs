@@ -620,7 +620,10 @@ fn t8_a_part_that_goes_its_own_way_comes_back_to_the_places_of_its_commands() {
     let (k, other) = (KeySet::of([&b"k"[..]]), KeySet::of([&b"other"[..]]));
     assert_eq!(keys[..2], [k, other]);
 
-    let mut away = split.divide([slot("other")]).remove(&slot("other")).unwrap();
+    let mut away = split
+        .divide([slot("other")])
+        .remove(&slot("other"))
+        .unwrap();
     assert_eq!(split.waiting_slots().count(), 2);
     for (part, node) in [(&mut away, "new"), (&mut split, "old")] {
         let sent = part.to_send(|_| node);
@@ -658,7 +661,11 @@ fn t8_a_part_is_as_large_as_its_own_commands_however_many_the_pipeline_has() {
     let mut parts = split.divide(slots.iter().copied());
     assert_eq!(parts.len(), slots.len());
     for (of, part) in &mut parts {
-        let units = part.to_send(|target| target.slot).remove(0).units().to_vec();
+        let units = part
+            .to_send(|target| target.slot)
+            .remove(0)
+            .units()
+            .to_vec();
         assert!(units.len() < 100, "{} commands of one slot", units.len());
         assert!(units.iter().all(|unit| part.slot_of(*unit) == Some(*of)));
         assert_eq!(part.slots().count(), units.len(), "it has no others");
@@ -669,7 +676,10 @@ fn t8_a_part_is_as_large_as_its_own_commands_however_many_the_pipeline_has() {
     assert_eq!(split.slots().count(), 0, "all have left");
     split.join(parts.into_values());
     let numbers = (0..10 * SLOTS as i64).map(Value::Int);
-    assert_eq!(split.finish().expect("answered"), numbers.collect::<Vec<_>>());
+    assert_eq!(
+        split.finish().expect("answered"),
+        numbers.collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -680,10 +690,17 @@ fn t8_what_leaves_with_a_part_keeps_what_is_known_of_its_slot() {
     let parts = split.to_send(|_| ());
     let again = server_error("TRYAGAIN Multiple keys");
     // The first has run, and the last: the one between may not be sent again.
-    split.record(parts[0].units(), vec![Value::Okay, again, Value::Okay], None);
+    split.record(
+        parts[0].units(),
+        vec![Value::Okay, again, Value::Okay],
+        None,
+    );
     assert!(split.again(ALL, |_| true).is_nothing());
     let mut part = split.divide([slot("k")]).remove(&slot("k")).unwrap();
-    assert!(part.again(ALL, |_| true).is_nothing(), "it came before one that has run");
+    assert!(
+        part.again(ALL, |_| true).is_nothing(),
+        "it came before one that has run"
+    );
     let failed = split.finish().expect_err("a part of it was not given back");
     assert_eq!(failed.certainty, Certainty::Unknown);
 }

@@ -813,6 +813,8 @@ fn t9_what_a_later_command_of_its_keys_has_overtaken_is_not_sent_again_and_nothi
     assert_eq!(gate.resubmit(one, 1, 100, now), Resubmission::Overtaken);
     assert_eq!(gate.resubmit(one, 3, 100, now), Resubmission::Overtaken);
     assert_eq!(gate.resubmit(one, 2, 100, now), Resubmission::Go);
+    assert_eq!(gate.lost(one, 3), KeySet::One(1), "another key");
+    gate.settle(one, 3, false);
     assert_eq!(
         gate.resubmit(one, 4, 100, now),
         Resubmission::Go,
@@ -862,6 +864,43 @@ fn t8_t9_what_is_left_of_a_pipeline_keeps_its_order_with_its_own_keys_only() {
         gate.pass(one, &KeySet::One(1), now),
         Passage::Until(_)
     ));
+}
+
+#[test]
+fn t8_t9_what_is_left_of_a_pipeline_loses_its_turn_for_those_keys_only_that_others_have_run_for() {
+    let (now, mut gate) = (start(), SlotGate::new());
+    let (one, all) = (slot(1), KeySet::hashed(vec![1, 2, 3]));
+    let mut under_way = of(now, &[(1, 100), (2, 100)]);
+    under_way[0].keys = all.clone();
+    gate.close(one, under_way.clone());
+    gate.park(one, 1);
+    gate.settle(one, 2, true);
+    let lost = KeySet::One(1);
+    let is_lost = |gate: &mut SlotGate| {
+        assert_eq!(gate.resubmit(one, 1, 200, now), Resubmission::Overtaken);
+        assert_eq!(gate.lost(one, 1), lost);
+        assert_eq!(gate.pass(one, &lost, now), Passage::Open);
+        for kept in [2, 3].map(KeySet::One) {
+            assert!(matches!(gate.pass(one, &kept, now), Passage::Until(_)));
+        }
+    };
+    is_lost(&mut gate);
+    // It does not get it back, however often the slot changes hands or it waits for a primary.
+    under_way.truncate(1);
+    gate.close(one, under_way);
+    is_lost(&mut gate);
+    gate.hold(one, 1, all.clone(), now + ms(20));
+    is_lost(&mut gate);
+    gate.withdraw(one, 1, &all);
+    is_lost(&mut gate);
+    // What had to do with that key has ended.
+    let rest = KeySet::hashed(vec![2, 3]);
+    gate.withdraw(one, 1, &rest);
+    assert_eq!(gate.lost(one, 1), KeySet::Empty);
+    assert_eq!(gate.resubmit(one, 1, 200, now), Resubmission::Go);
+    gate.settle(one, 1, true);
+    assert!(gate.is_calm());
+    assert_eq!(gate.lost(one, 1), KeySet::Unknown, "it has no turn");
 }
 
 /// The true history of a cluster: at each step a slot is taken over by a node, whose epoch

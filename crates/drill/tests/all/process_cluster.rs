@@ -90,6 +90,7 @@ async fn d1_nodes_come_and_go_and_change_their_addresses() {
     for n in 0..60 {
         set(&cluster, &format!("k{n}"), &n.to_string()).await;
     }
+    keys_that_are_at_both_nodes_go_if_they_are_alike(&cluster).await;
     let added = cluster.add_node().await.unwrap();
     assert_eq!(added, 3);
     let slots: Vec<u16> = (0..20).map(|n| slot(&format!("k{n}"))).collect();
@@ -116,6 +117,58 @@ async fn d1_nodes_come_and_go_and_change_their_addresses() {
     }
     let error = cluster.heal_to(&first).await.unwrap_err().to_string();
     assert!(error.contains("not a member"), "{error}");
+}
+
+/// A move that ended half way has left a key of the first node at the second too.
+async fn keys_that_are_at_both_nodes_go_if_they_are_alike(cluster: &Cluster) {
+    let layout = cluster.layout().await.unwrap();
+    let is_there = |key: &String| layout.owner(slot(key)) == Some(cluster.node(0).id());
+    let key = &(0..60).map(|n| format!("k{n}")).find(is_there).unwrap();
+    let value = get(cluster, key).await;
+    let copied = async |from: usize, to: usize| {
+        let (source, port) = (cluster.node(from), cluster.node(to).port().to_string());
+        cluster
+            .begin_migration(&[slot(key)], from, to)
+            .await
+            .unwrap();
+        let to = [
+            "MIGRATE",
+            "127.0.0.1",
+            &port,
+            "",
+            "0",
+            "5000",
+            "COPY",
+            "KEYS",
+            key,
+        ];
+        assert_eq!(source.command(&to).await.unwrap(), Value::Okay);
+    };
+    let moved = async |from, to| cluster.move_keys(&[slot(key)], from, to, usize::MAX).await;
+    let end = async |from, to| {
+        cluster.end_migration(&[slot(key)], from, to).await.unwrap();
+        cluster.agree().await.unwrap();
+    };
+    copied(0, 1).await;
+    assert_eq!(moved(0, 1).await.unwrap(), 1);
+    end(0, 1).await;
+    assert_eq!(get(cluster, key).await, value);
+
+    // One that has been written since at either is not replaced, whichever value is the right one.
+    copied(1, 0).await;
+    cluster
+        .node(1)
+        .command(&["SET", key, "other"])
+        .await
+        .unwrap();
+    let error = moved(1, 0).await.unwrap_err().to_string();
+    assert!(error.contains("two values"), "{error}");
+    let kept = cluster.node(1).command(&["GET", key]).await.unwrap();
+    assert_eq!(text(&kept), "other");
+    cluster.node(1).command(&["DEL", key]).await.unwrap();
+    assert_eq!(moved(1, 0).await.unwrap(), 0);
+    end(1, 0).await;
+    assert_eq!(get(cluster, key).await, value);
 }
 
 #[tokio::test]

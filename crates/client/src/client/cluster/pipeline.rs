@@ -75,7 +75,11 @@ impl Answer {
         let answered = self.units.iter().zip(values);
         let errors = answered.filter(|(_, value)| matches!(value, Value::ServerError(_)));
         let without = self.units.iter().skip(values.len());
-        errors.map(|(unit, _)| unit).chain(without).copied().collect()
+        errors
+            .map(|(unit, _)| unit)
+            .chain(without)
+            .copied()
+            .collect()
     }
 
     /// Returns the slots of those of its commands that may be sent again.
@@ -168,7 +172,8 @@ impl Round {
             return Vec::new();
         }
         let not_served = answers.iter().flat_map(Answer::not_served);
-        let not_served: BTreeSet<Slot> = not_served.filter_map(|unit| split.slot_of(unit)).collect();
+        let not_served: BTreeSet<Slot> =
+            not_served.filter_map(|unit| split.slot_of(unit)).collect();
         let here = part.node.unwrap_or(NOBODY);
         let is_all = |at: usize| {
             let ((slot, node), _) = &self.goes[at];
@@ -538,7 +543,9 @@ impl<'a> Voyage<'a> {
             cluster.note_asks(part.node, &answers);
             let slots = answers.iter().map(|answer| answer.may_go_again(whole));
             slots.for_each(|slots| unserved.lock().extend(slots));
-            served.lock().extend(round.served_by(part, &answers, whole.split));
+            served
+                .lock()
+                .extend(round.served_by(part, &answers, whole.split));
             answers
         });
         let mut sends = pin!(join_all(sends));

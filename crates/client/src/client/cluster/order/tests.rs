@@ -290,6 +290,32 @@ async fn t9_whoever_is_forgotten_in_line_holds_up_nobody_for_longer_than_its_dea
     assert_eq!(clock::now().duration_since(begun), FAR);
 }
 
+#[tokio::test(start_paused = true)]
+async fn t8_t9_what_has_lost_its_turn_for_one_key_goes_on_with_the_others() {
+    let order = InOrder::new(2);
+    let both = Entry {
+        keys: KeySet::hashed(vec![7, 8]),
+        ..entry(1)
+    };
+    let mut pipeline = enter_with(&order, both).await;
+    let mut later = enter(&order, 1).await;
+    order.close(slot());
+    later.ran();
+    drop(later);
+    let (deadline, goes) = (clock::now() + FAR, [(slot(), 2)]);
+    let never = pin!(async { panic!("it was sent") });
+    let again = pipeline.again(&goes, deadline, |_| true, never).await;
+    let Again::<()>::Overtaken(lost) = again else {
+        panic!("a later one of a key of it has run");
+    };
+    assert_eq!(lost, LostKeys::from([(slot(), KeySet::One(7))]));
+    let rest = KeySet::One(8);
+    pipeline.leave_all_but(|_| Some(rest.clone()), |_| KeySet::Empty);
+    let attempt = pin!(ready(()));
+    let again = pipeline.again(&goes, deadline, |_| true, attempt).await;
+    assert!(matches!(again, Again::Sent(_)));
+}
+
 fn other() -> Slot {
     Slot::of_key(b"other")
 }
