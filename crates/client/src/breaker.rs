@@ -156,6 +156,16 @@ impl BreakerGate {
         self.counted.lock().breaker.state()
     }
 
+    /// Returns the number of good calls that the breaker was not told of yet.
+    #[cfg(test)]
+    pub(crate) fn untold(&self) -> u64 {
+        let counts = self.successes.iter();
+        let all: u64 = counts
+            .map(|Count(count)| count.load(Ordering::Relaxed))
+            .sum();
+        all - self.counted.lock().told
+    }
+
     /// Puts a person in charge, or the breaker again.
     pub(crate) fn set_mode(&self, mode: BreakerMode, now: Instant) -> Option<Transition> {
         self.with(now, |breaker| match mode {

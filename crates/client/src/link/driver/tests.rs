@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use super::*;
 use crate::settings::Settings;
 use crate::target::Target;
-use crate::wire::queue::{DriverCommand, Submission, Submitted};
+use crate::wire::identity::Identity;
+use crate::wire::queue::{DriverCommand, Submission, Submitted, TxStep};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(10);
@@ -78,21 +79,10 @@ impl Rig {
     }
 
     fn submit(&self, command: &str, limit: Duration) -> Submitted {
-        self.submit_as(command, limit, false)
+        self.submit_as(command, lasting(limit))
     }
 
-    fn submit_as(&self, command: &str, limit: Duration, apart: bool) -> Submitted {
-        let now = clock::now();
-        let submission = Submission {
-            replies: 1,
-            started: now,
-            deadline: now + limit,
-            now,
-            seq: None,
-            only_fenced: false,
-            read_only: false,
-            apart,
-        };
+    fn submit_as(&self, command: &str, submission: Submission) -> Submitted {
         let submitted = self.queue.submit(submission, |out: &mut Vec<u8>| {
             out.extend_from_slice(command.as_bytes());
             out.len()
@@ -110,6 +100,42 @@ impl Rig {
         let mut bytes = Vec::new();
         let _ = self.server.read_buf(&mut bytes).now_or_never();
         String::from_utf8(bytes).expect("it is text")
+    }
+}
+
+fn lasting(limit: Duration) -> Submission {
+    let now = clock::now();
+    Submission {
+        replies: 1,
+        started: now,
+        deadline: now + limit,
+        now,
+        seq: None,
+        only_fenced: false,
+        read_only: false,
+        apart: false,
+    }
+}
+
+fn apart(limit: Duration) -> Submission {
+    Submission {
+        apart: true,
+        ..lasting(limit)
+    }
+}
+
+fn read(limit: Duration) -> Submission {
+    Submission {
+        read_only: true,
+        ..lasting(limit)
+    }
+}
+
+fn abandoned() -> Identity {
+    Identity {
+        id: 7,
+        addr: "127.0.0.1:1".into(),
+        run_id: None,
     }
 }
 
@@ -173,6 +199,7 @@ async fn c10_good_replies_are_counted_now_and_then_and_all_of_them_at_the_end() 
     rig.say("+OK\r\n").await;
     rig.turn().await;
     assert_eq!(told(&rig), answered as u64, "it was told a moment ago");
+    assert_eq!(rig.shared.breaker.untold(), 1, "nor was its lock taken");
     rig.queue.command(DriverCommand::Abandon("over".into()));
     let finished = rig.turn().await.expect("it is told to end");
     assert_eq!(&*finished.cause, "over");
@@ -298,15 +325,18 @@ async fn c20_what_comes_behind_one_that_travels_apart_waits_for_it_but_not_for_e
     let mut rig = Rig::new();
     let patience = rig.shared.settings.response_idle_timeout;
     let limit = 9 * patience;
-    let _asked = [("a", true), ("b", false), ("c", false)]
-        .map(|(command, apart)| rig.submit_as(command, limit, apart));
+    let _asked = [
+        rig.submit_as("a", apart(limit)),
+        rig.submit("b", limit),
+        rig.submit("c", limit),
+    ];
     rig.turn().await;
     assert_eq!(rig.heard().await, "a");
     rig.pass(patience - 2 * MOMENT).await;
     assert_eq!(rig.heard().await, "", "it is not answered");
     rig.pass(4 * MOMENT).await;
     assert_eq!(rig.heard().await, "bc", "they have waited enough");
-    let _asked = rig.submit_as("d", limit, true);
+    let _asked = rig.submit_as("d", apart(limit));
     let _behind = rig.submit("e", limit);
     rig.turn().await;
     assert_eq!(rig.heard().await, "", "others are under way");
@@ -330,5 +360,137 @@ async fn c9_slow_replies_open_the_breaker_unless_their_calls_were_given_longer_t
         rig.say(&"+OK\r\n".repeat(30)).await;
         rig.turn().await;
         assert_eq!(rig.shared.breaker.state(), state, "{longer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c12_what_has_waited_for_a_connection_and_nobody_waits_for_any_more_is_not_sent() {
+    let mut rig = Rig::new();
+    let [gone, waited] = ["a", "b"].map(|command| rig.submit(command, SECOND));
+    let steps = vec![(0, TxStep::Multi)];
+    let begun = rig
+        .queue
+        .submit_transition(steps, lasting(SECOND), |out: &mut Vec<u8>| {
+            out.extend_from_slice(b"MULTI");
+            out.len()
+        });
+    // It may not come in the midst of a transaction.
+    rig.queue.command(DriverCommand::Fence(abandoned()));
+    drop((gone, begun.expect("there is room")));
+    tokio::time::advance(MOMENT).await;
+    rig.turn().await;
+    let heard = rig.heard().await;
+    assert!(heard.starts_with('b'), "{heard}");
+    assert!(heard.contains("KILL"), "no transaction was begun: {heard}");
+    assert!(!heard.contains("MULTI"), "{heard}");
+    rig.say("+OK\r\n:1\r\n").await;
+    rig.turn().await;
+    assert!(matches!(ended(waited), Ended::Answered { .. }));
+    assert_eq!(rig.queue.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c7_a_silent_connection_yields_to_its_standby_unless_bytes_have_come_after_all() {
+    for (silence, bytes, yields) in [
+        (SECOND, "", false),
+        (SECOND * 5, "+OK\r\n", false),
+        (SECOND * 5, "", true),
+    ] {
+        let mut rig = Rig::new();
+        let asked = rig.submit("x", SECOND * 9);
+        rig.turn().await;
+        rig.pass(silence).await;
+        rig.say(bytes).await;
+        rig.queue.command(DriverCommand::Yield("a standby".into()));
+        let finished = rig.turn().await;
+        assert_eq!(finished.is_some(), yields, "{silence:?} {bytes:?}");
+        if let Some(finished) = finished {
+            assert_eq!(&*finished.cause, "a standby");
+            assert!(finished.ordered && finished.blames);
+        }
+        let ended = asked.pending.now_or_never();
+        let answered = matches!(ended, Some(Ended::Answered { .. }));
+        assert_eq!(answered, !bytes.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c7_a_connection_that_steps_aside_leaves_reads_and_what_is_not_begun_to_the_standby() {
+    let limit = SECOND * 3;
+    let mut rig = Rig::new();
+    let looked = rig.submit_as("r", read(limit));
+    let written = rig.submit("w", limit);
+    // More than the socket takes.
+    let begun = rig.submit(&"b".repeat(100_000), limit);
+    let unsent = rig.submit("u", limit);
+    rig.turn().await;
+    let (hold, mut held) = mpsc::channel(1);
+    let aside = rig.queue.aside();
+    let step = DriverCommand::StepAside(Arc::clone(&aside), hold);
+    rig.queue.command(step);
+    assert!(rig.turn().await.is_none(), "it finishes what it has");
+    assert!(matches!(rig.signals.try_recv(), Ok(Signal::Aside)));
+    assert!(rig.queue.serving.lock().is_none(), "its place is free");
+    let left = [(looked, Certainty::Unknown), (unsent, Certainty::NotSent)];
+    for (left, known) in left {
+        let Ended::Lost {
+            certainty,
+            rejoin,
+            blame,
+            ..
+        } = ended(left)
+        else {
+            panic!("its connection is lost to it");
+        };
+        assert_eq!((certainty, blame), (known, Blame::None));
+        let before = held.try_recv();
+        assert_eq!(before, Err(mpsc::error::TryRecvError::Empty));
+        assert!(rejoin.is_some(), "the standby waits for it");
+    }
+    assert_eq!(held.recv().await, None, "all have come back");
+    let mut heard = String::new();
+    while heard.len() < 100_002 {
+        heard += &rig.heard().await;
+        assert!(rig.turn().await.is_none());
+    }
+    assert!(!heard.contains('u'));
+    rig.say("+r\r\n+w\r\n+b\r\n").await;
+    let finished = rig.turn().await.expect("it has finished what it had");
+    assert!(finished.ordered && !finished.blames);
+    for answered in [written, begun] {
+        assert!(matches!(ended(answered), Ended::Answered { .. }));
+    }
+
+    // With nothing of its own left it ends at once, though nobody has answered it.
+    let mut rig = Rig::new();
+    let _looked = rig.submit_as("r", read(limit));
+    rig.turn().await;
+    let (hold, _held) = mpsc::channel(1);
+    let step = DriverCommand::StepAside(rig.queue.aside(), hold);
+    rig.queue.command(step);
+    assert!(rig.turn().await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn c18_a_server_that_could_not_kill_an_abandoned_connection_is_asked_again_and_no_other() {
+    for link in [Some(0), None] {
+        let mut rig = Rig::of_link(link);
+        for (answer, again) in [
+            (":1\r\n", false),
+            ("-LOADING\r\n", true),
+            ("-ERR No such client\r\n", false),
+        ] {
+            rig.queue.command(DriverCommand::Fence(abandoned()));
+            rig.turn().await;
+            assert!(rig.heard().await.contains("KILL"));
+            rig.say(answer).await;
+            rig.turn().await;
+            let loose = match rig.signals.try_recv() {
+                Ok(Signal::Unfenced(identity)) => Some(*identity),
+                Ok(signal) => panic!("{signal:?}"),
+                Err(_) => None,
+            };
+            assert_eq!(loose, again.then(abandoned), "{answer:?}");
+        }
     }
 }
