@@ -32,11 +32,12 @@ use crate::call::plan::{Asking, Payload, Plan};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
+use crate::link::attendance::FOR_A_SIGN;
 use crate::link::crossing::CrossingTurn;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::sentinel::InLine;
-use crate::wire::queue::{Gate, Submission, SubmitQueue, Submitted};
+use crate::wire::queue::{Gate, Submission, SubmitQueue, Submitted, UNATTENDED};
 use crate::wire::slot::Rejoin;
 
 /// Runs one call from beginning to end.
@@ -211,20 +212,25 @@ impl Call<'_> {
             ..AttemptHistory::default()
         };
         let mut began = self.started;
+        let mut roll = None;
         if self.shared.links.len() > 1 && self.link.is_some() {
-            match self.take_turn().await {
+            match self.take_turn(&mut roll).await {
                 Ok(None) => {}
                 Ok(turn) => {
                     again.turn = turn;
                     began = clock::now();
                 }
                 Err(error) => {
+                    let error = Box::pin(Self::as_it_is(error, roll)).await;
                     crate::metrics::count_error(&error);
                     return Err(error);
                 }
             }
         }
-        self.run_from(began, again, options, carried).await
+        match self.run_from(began, again, options, carried).await {
+            Err(error) if roll.is_some() => Err(Box::pin(Self::as_it_is(error, roll)).await),
+            result => result,
+        }
     }
 
     async fn run_from(
@@ -482,12 +488,19 @@ async fn wait_for_proof(
     if effect == Effect::Read || known.is_proven(within, clock::now()) && known.nobody_waits() {
         return Ok(None);
     }
+    let roll = shared.call_roll()?;
     let grace = shared.settings.reconnect_grace;
     if let Some(place) = Box::pin(known.proven(within, grace, deadline)).await {
         return Ok(Some(place));
     }
-    let age = known.proof_age(clock::now());
-    Err(Error::not_sent(ErrorKind::Unproven { within, age }))
+    let now = clock::now();
+    let age = known.proof_age(now);
+    Err(Error::not_sent(
+        match roll.answered_by(deadline.min(now + FOR_A_SIGN)).await {
+            true => ErrorKind::Unproven { within, age },
+            false => UNATTENDED,
+        },
+    ))
 }
 
 fn deadline_infeasible(retry_after: Duration) -> Error {

@@ -1,6 +1,7 @@
 //! State that outlives a single socket: one [`Link`] per configured connection.
 
 pub(crate) mod alive;
+pub(crate) mod attendance;
 pub(crate) mod connect;
 pub(crate) mod crossing;
 pub(crate) mod driver;

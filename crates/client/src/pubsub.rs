@@ -256,7 +256,7 @@ impl PubSub {
     ///
     /// If the client's runtime ends, that is told as [`PubSubEvent::Lost`], and the subscriptions
     /// go on in the runtime of whoever waits here; outside of any there is nothing more to hear,
-    /// and the answer is `None`.
+    /// and the answer is `None`. If it merely stands still, nothing is heard and nothing told.
     pub async fn next(&mut self) -> Option<PubSubEvent> {
         std::future::poll_fn(|cx| self.poll(cx)).await
     }

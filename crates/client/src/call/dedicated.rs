@@ -64,6 +64,7 @@ impl Dedicated {
     ) -> Result<Self, Error> {
         let began = clock::now();
         let mut rng = shared.rng();
+        let roll = shared.call_roll()?;
         let attended = Arc::new(AtomicBool::new(true));
         let opening = async {
             let mut attempt = 0;
@@ -82,12 +83,15 @@ impl Dedicated {
                 clock::sleep(shared.settings.reconnect.pause(attempt, &mut rng)).await;
             }
         };
-        clock::timeout(limit, opening).await.unwrap_or_else(|| {
-            Err(Error::not_sent(match attended.load(Ordering::Relaxed) {
-                true => ErrorKind::Timeout { deadline: limit },
-                false => UNATTENDED,
-            }))
-        })
+        if let Some(opened) = clock::timeout(limit, opening).await {
+            return opened;
+        }
+        // It may have waited for an interruption to end, which nobody ends.
+        let attended = attended.load(Ordering::Relaxed) && roll.answered_by(clock::now()).await;
+        Err(Error::not_sent(match attended {
+            true => ErrorKind::Timeout { deadline: limit },
+            false => UNATTENDED,
+        }))
     }
 
     /// Connects where the client lives, whatever its caller runs in. Notes in `attended` whether

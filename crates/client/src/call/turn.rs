@@ -8,15 +8,20 @@ use super::{AttemptHistory, Call, Carried};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
+use crate::link::attendance::RollCall;
 use crate::link::crossing::{CrossingTurn, LinkSet};
 use crate::options::CallOptions;
-use crate::wire::queue::Gate;
+use crate::wire::queue::{Gate, UNATTENDED};
 use crate::wire::words::OUT_OF_STEP;
 use futures_util::future::BoxFuture;
 
 impl Call<'_> {
     /// Waits for the turn of a call, if it has to. See [`crate::link::crossing`].
-    pub(super) async fn take_turn(&self) -> Result<Option<CrossingTurn<'_>>, Error> {
+    /// Asks besides whether the client's runtime runs, for [`as_it_is`](Self::as_it_is).
+    pub(super) async fn take_turn(
+        &self,
+        roll: &mut Option<RollCall>,
+    ) -> Result<Option<CrossingTurn<'_>>, Error> {
         let (crossings, route) = (&self.shared.crossings, self.plan.route);
         if crossings.len() >= self.shared.settings.in_flight {
             return Err(Error::not_sent(ErrorKind::Overloaded {
@@ -27,6 +32,7 @@ impl Call<'_> {
         let Some(turn) = crossings.join(route.links, route.crosses, self.deadline) else {
             return Ok(None);
         };
+        *roll = Some(self.shared.call_roll()?);
         // Of a type that is named, as in `Client::run`.
         let waits: BoxFuture<'_, Result<_, Error>> = Box::pin(async {
             clock::timeout_at(self.deadline, turn.reached())
@@ -40,6 +46,28 @@ impl Call<'_> {
         });
         waits.await?;
         Ok(Some(turn))
+    }
+
+    /// Returns the error of a call that has waited for its turn: if its time ran out because the
+    /// client's runtime does not run, it says so.
+    pub(super) async fn as_it_is(error: Error, roll: Option<RollCall>) -> Error {
+        let ran_out = matches!(
+            error.kind(),
+            ErrorKind::Timeout { .. }
+                | ErrorKind::Overloaded {
+                    bound: Bound::Deadline,
+                    ..
+                }
+        );
+        match roll {
+            Some(roll) if ran_out && error.certainty() == Certainty::NotSent => {
+                match roll.answered_by(clock::now()).await {
+                    true => error,
+                    false => Error::not_sent(UNATTENDED),
+                }
+            }
+            _ => error,
+        }
     }
 
     /// Waits until what was submitted to another connection before has been answered.

@@ -86,6 +86,9 @@ pub(crate) struct Cluster {
     /// The bytes that wait for all nodes together.
     total_bytes: Arc<TotalBytes>,
     known: Mutex<Known>,
+    /// Held while the slots of a view are handed over one by one, and by who must not see half of
+    /// it.
+    taking_in: Mutex<()>,
     gate: Mutex<DiscoveryGate>,
     /// The places of questions to nodes, and that of a question to the provider for them.
     asks: Apart,
@@ -178,6 +181,7 @@ impl Cluster {
                 error: None,
                 not_allowed: BTreeSet::new(),
             }),
+            taking_in: Mutex::default(),
             asks: Apart::new(discovery::AT_ONCE),
             asks_provider: Apart::new(1),
             last_given: Mutex::new(None),

@@ -14,6 +14,7 @@ use crate::error::connect::ConnectError;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::EventKind;
 use crate::event::hub::Hub;
+use crate::link::attendance::{Attendance, RollCall};
 use crate::link::connect::{Location, MARGIN};
 use crate::link::crossing::Crossings;
 use crate::link::fence::Fences;
@@ -57,6 +58,8 @@ pub(crate) struct Shared {
     closing: watch::Sender<bool>,
     /// Finds the runtime that the client's tasks live in.
     home: OnceLock<Box<FindRuntime>>,
+    /// Whether that runs them.
+    attendance: Attendance,
 }
 
 /// The pause before a task is begun anew that ended.
@@ -126,6 +129,7 @@ impl Shared {
             },
             closing: watch::Sender::new(false),
             home: OnceLock::new(),
+            attendance: Attendance::default(),
             settings,
         })
     }
@@ -148,6 +152,15 @@ impl Shared {
             Some(home) => home(),
             None => Err(Error::not_sent(ErrorKind::Closed)),
         }
+    }
+
+    /// Asks whether the runtime runs in which the client's tasks live, for whoever waits for what
+    /// they find out.
+    ///
+    /// # Errors
+    /// As [`runtime`](Self::runtime).
+    pub(crate) fn call_roll(&self) -> Result<RollCall, Error> {
+        Ok(self.attendance.call_roll(&self.runtime()?))
     }
 
     /// Lets nothing new begin.

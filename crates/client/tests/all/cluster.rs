@@ -637,7 +637,9 @@ fn overtaken_in(error: &steadfast::Error, keys: &[usize]) -> Vec<usize> {
 async fn c13_t8_calls_wait_in_their_order_for_a_first_view_and_pipelines_for_a_node_not_known_yet()
 {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    // However long a busy machine takes to find them.
     let builder = Client::builder(&cluster.url()).unwrap();
+    let builder = builder.reconnect_grace(ms(5_000));
     let client = builder.deadline(ms(10_000)).build().unwrap();
     let pushes = (0..40).map(|n| {
         let client = &client;

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{cmd, ms, now, pair, seen, stand_still, until};
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -214,7 +214,7 @@ fn c19_a_call_whose_runtime_nobody_drives_ends_in_time_and_says_so() {
 }
 
 /// An executor that is not tokio.
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {

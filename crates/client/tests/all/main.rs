@@ -29,6 +29,7 @@ mod pipelines;
 mod promises;
 mod pubsub;
 mod replicas;
+mod runtimes;
 mod scan;
 mod sentinel;
 mod sentinel_scripted;

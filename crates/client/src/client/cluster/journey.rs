@@ -23,8 +23,10 @@ use crate::call::Suspicion;
 use crate::call::plan::{OwnPayload, Payload, Plan};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
+use crate::link::attendance::FOR_A_SIGN;
 use crate::options::CallOptions;
 use crate::settings::Settings;
+use crate::wire::queue::UNATTENDED;
 
 /// Returns the pause before a command is sent again that was answered TRYAGAIN so many times
 /// before. A slot takes its time to move, so nothing but the deadline ends that.
@@ -776,6 +778,10 @@ impl Cluster {
 
     /// The node that an attempt goes to. While nobody knows it, the call waits as for a connection:
     /// for as long as a short interruption may take, from its beginning.
+    ///
+    /// # Errors
+    /// Nobody serves the slot; or the client's runtime, in which that would be found out, does not
+    /// run.
     pub(super) async fn reach(
         &self,
         slot: Slot,
@@ -787,14 +793,25 @@ impl Cluster {
             return Ok(node);
         }
         self.trigger(Trigger::Doubt);
+        let roll = self.shared.call_roll()?;
         let until = self.waits_until(slot, aim, limits);
         let mut version = self.version.subscribe();
         loop {
             if let Some(node) = find()? {
                 return Ok(node);
             }
-            if clock::now() >= until {
-                return Err(self.nobody_serves(slot));
+            let now = clock::now();
+            if now >= until {
+                // It may be in a view that is just being taken in.
+                drop(self.taking_in.lock());
+                if let Some(node) = find()? {
+                    return Ok(node);
+                }
+                let moment = limits.deadline.min(now + FOR_A_SIGN);
+                return Err(match roll.answered_by(moment).await {
+                    true => self.nobody_serves(slot),
+                    false => Error::not_sent(UNATTENDED),
+                });
             }
             let _room = self.order.room(limits.room).ok_or_else(no_room)?;
             tokio::select! {

@@ -248,11 +248,17 @@ impl Cluster {
         let any = split.slots().next().unwrap_or_else(|| self.any_slot());
         let is_known = |slot: &Slot| matches!(self.found(*slot, &Aim::Owner), Ok(Some(_)));
         let slots = || split.slots().chain([any]);
-        let unknown: BTreeSet<Slot> = slots().filter(|slot| !is_known(slot)).collect();
-        let places = match unknown.is_empty() {
-            true => None,
-            false => self.line_up_for_first_view(keys_of(split.waiting(), any), &limits),
-        };
+        let all_unknown = || slots().filter(|slot| !is_known(slot)).collect();
+        let mut unknown: BTreeSet<Slot> = all_unknown();
+        let mut places = None;
+        if !unknown.is_empty() {
+            // Half of a view would send those that wait for the other half in any order.
+            let _whole = self.taking_in.lock();
+            unknown = all_unknown();
+            if !unknown.is_empty() {
+                places = self.line_up_for_first_view(keys_of(split.waiting(), any), &limits);
+            }
+        }
         if places.is_some() {
             // A first view is waited for once, and not by each slot.
             let first = self.reach(any, &Aim::Owner, &limits).await;

@@ -17,6 +17,7 @@ use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
+use crate::wire::queue::UNATTENDED;
 
 /// The process that a client's shared connection leads to, which nothing but a restart changes.
 /// Where INFO is not allowed that cannot be known, and each connection counts as one of its own.
@@ -107,8 +108,12 @@ impl Cluster {
             ScanStep::GaveUp(missing) => return Err(course.gave_up(&missing.slots)),
             ScanStep::Wait => {
                 self.trigger(Trigger::Doubt);
+                let roll = self.shared.call_roll()?;
                 clock::sleep(pause).await;
-                return Ok(Some(Vec::new()));
+                return match roll.answered_by(clock::now()).await {
+                    true => Ok(Some(Vec::new())),
+                    false => Err(Error::not_sent(UNATTENDED)),
+                };
             }
         };
         match self.ask_page(node, query, cursor, options).await {
@@ -143,7 +148,13 @@ impl Cluster {
             .await;
         let exec = match answer {
             Ok(exec) => exec,
-            Err(error) if error.is_infrastructure() => return Asked::Failed(node.blame(error)),
+            // Patience is for servers that come back.
+            Err(error)
+                if error.is_infrastructure()
+                    && !matches!(error.kind(), ErrorKind::Runtime { .. }) =>
+            {
+                return Asked::Failed(node.blame(error));
+            }
             Err(error) => return Asked::Refused(error),
         };
         // Only if the connection is the same as before is it certain who has answered: it may have

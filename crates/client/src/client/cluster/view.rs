@@ -247,7 +247,10 @@ impl Cluster {
         }
         drop(known);
         let slots = changes.slots.iter().flat_map(|range| range.slots());
-        self.hand_over(slots);
+        {
+            let _whole = self.taking_in.lock();
+            self.hand_over(slots);
+        }
         let known = self.known.lock();
         // Also one that a redirect or an earlier view has replaced while it seemed to be well.
         for node in self.routes.nodes() {
