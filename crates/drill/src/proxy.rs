@@ -189,13 +189,15 @@ impl ProxyBuilder {
             _ => ProxyError::Listen { addr, cause },
         })?;
         let (first, left) = Plan::new(Vec::new());
-        let (plan, followed) = watch::channel(Arc::new(first));
+        let first = Arc::new(first);
+        let (plan, followed) = watch::channel(Arc::clone(&first));
         let tally = Arc::new(Tally::default());
         let door = Door {
             port,
             upstream: Arc::clone(&upstream),
             settings: self,
             plan: followed,
+            in_force: first,
             tally: Arc::clone(&tally),
         };
         let listening = tokio::spawn(door.serve(listener));
@@ -440,6 +442,8 @@ struct Door {
     upstream: Arc<str>,
     settings: ProxyBuilder,
     plan: watch::Receiver<Arc<Plan>>,
+    /// The plan by which it listens or does not.
+    in_force: Arc<Plan>,
     tally: Arc<Tally>,
 }
 
@@ -450,12 +454,13 @@ impl Door {
         loop {
             let plan = Arc::clone(&self.plan.borrow_and_update());
             if plan.is_down() {
-                // In this order: the port refuses before the plan counts as followed.
                 listener = None;
                 connections.shutdown().await;
             } else if listener.is_none() {
                 listener = listen(self.port.addr()).ok();
             }
+            // Only now: whoever changed the plan waits until nobody holds the one before.
+            self.in_force = Arc::clone(&plan);
             tokio::select! {
                 biased;
                 changed = self.plan.changed() => if changed.is_err() { return },
@@ -466,7 +471,7 @@ impl Door {
                     Err(_) => sleep(PAUSE).await,
                 },
                 // It could not listen again, which is tried until it can.
-                () = sleep(PAUSE), if listener.is_none() && !plan.is_down() => {}
+                () = sleep(PAUSE), if listener.is_none() && !self.in_force.is_down() => {}
             }
         }
     }

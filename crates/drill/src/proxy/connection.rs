@@ -90,8 +90,8 @@ impl Start {
             timer: None,
             open,
         };
+        connection.follow(&plan);
         loop {
-            connection.follow(&plan);
             let flow = tokio::select! {
                 biased;
                 changed = followed.changed() => match changed {
@@ -101,7 +101,12 @@ impl Start {
                 flow = std::future::poll_fn(|cx| connection.poll(cx, &mut client, &mut server)) => flow,
             };
             match flow {
-                Flow::Open => plan = Arc::clone(&followed.borrow_and_update()),
+                Flow::Open => {
+                    let next = Arc::clone(&followed.borrow_and_update());
+                    connection.follow(&next);
+                    // Only now: whoever changed the plan waits until nobody holds the one before.
+                    drop(std::mem::replace(&mut plan, next));
+                }
                 Flow::Reset => {
                     let _ = (client.set_zero_linger(), server.set_zero_linger());
                     return;

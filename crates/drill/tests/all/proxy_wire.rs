@@ -359,6 +359,21 @@ async fn d1_down_refuses_new_connections_and_closes_the_old() {
     sends(&mut client, &mut server, "back").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_whoever_asks_right_after_a_change_finds_it_in_force() {
+    // No server: each connection is accepted, and reset.
+    let proxy = Proxy::start("127.0.0.1:1".parse().unwrap()).await.unwrap();
+    // Not by the runtime, whose way to a connection is longer.
+    let connect = || std::net::TcpStream::connect(proxy.addr());
+    for round in 0..500 {
+        let id = proxy.add(Toxic::new(Down {})).await.unwrap();
+        assert!(connect().is_err(), "it is down, at round {round}");
+        proxy.remove(id).await;
+        let connected = connect();
+        assert!(connected.is_ok(), "at round {round}: {connected:?}");
+    }
+}
+
 #[tokio::test]
 async fn d1_corrupt_changes_bytes_and_their_number_not() {
     let wire = Wire::new().await;
