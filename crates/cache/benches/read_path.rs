@@ -17,8 +17,13 @@ use steadfast_cache::{Cache, Database, DatabaseOptions, LoadError, Ttl, View};
 
 const KEYS: usize = 10_000;
 
-fn keys() -> Vec<String> {
-    let mut rng = fastrand::Rng::with_seed(1);
+const STORED: u64 = 1;
+const READ: u64 = 2;
+
+/// The keys in an order of their own. They are stored in another than that in which they are read,
+/// or what is read next would lie next in memory too, as it does in no service.
+fn keys(order: u64) -> Vec<String> {
+    let mut rng = fastrand::Rng::with_seed(order);
     let mut keys: Vec<_> = (0..KEYS).map(|n| format!("user:{n}")).collect();
     rng.shuffle(&mut keys);
     keys
@@ -55,7 +60,7 @@ fn filled<V: Clone + Send + Sync + 'static>(
             .await
             .unwrap();
         let view = view_of(&cache).prefix("");
-        for key in keys() {
+        for key in keys(STORED) {
             let value = value.clone();
             let read = view.read(&key).tags(tag.as_slice());
             read.get(|| async { Ok(Some(value)) }).await.unwrap();
@@ -129,17 +134,17 @@ fn hits(c: &mut Criterion) {
         since: 1843,
     };
     let (_runtime, own) = filled(user, None, |cache| cache.view("user").unwrap());
-    let keys = keys();
     let bare: moka::sync::Cache<String, Bytes> = moka::sync::Cache::new(1_000_000);
     // What `#[cached]` keeps behind a function: a map that orders by use, so that a hit writes,
     // under one lock.
     let mut lru = cached::LruCache::new(1_000_000);
     let quick = quick_cache::sync::Cache::<String, Bytes>::new(1_000_000);
-    for key in &keys {
+    for key in keys(STORED) {
         bare.insert(key.clone(), bytes.clone());
         lru.cache_set(key.clone(), bytes.clone());
-        quick.insert(key.clone(), bytes.clone());
+        quick.insert(key, bytes.clone());
     }
+    let keys = keys(READ);
     let lru = parking_lot::Mutex::new(lru);
     let hasher = foldhash::quality::RandomState::default();
     let mut group = c.benchmark_group("memory_hit");

@@ -337,13 +337,16 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         tags: &[Cow<'_, [u8]>],
     ) -> Option<Answer<V>> {
         let cache = self.core();
-        let now = Monotonic::now();
-        let entry = cache.memory.get(name, tags, &cache.generations)?;
-        let age = entry.age(now);
-        let good = entry.is_certain_at(age)
-            && cache.is_current(&entry, now)
-            && (entry.view() == self.made.number || self.accepts(key, name, &entry, age));
-        if good { self.hit(&entry, age) } else { None }
+        cache.memory.ask(name, tags, &cache.generations, |entry| {
+            // Not before the look-up: a look at the clock waits for what was asked of memory, and
+            // what comes behind it is not begun meanwhile.
+            let now = Monotonic::now();
+            let age = entry.age(now);
+            let good = entry.is_certain_at(age)
+                && cache.is_current(entry, now)
+                && (entry.view() == self.made.number || self.accepts(key, name, entry, age));
+            if good { self.hit(entry, age) } else { None }
+        })
     }
 
     /// Whether what another view has stored answers this one, at this age.

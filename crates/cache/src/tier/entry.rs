@@ -2,9 +2,10 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::generation::{Generations, Snapshot, TagStripes};
@@ -13,16 +14,18 @@ use crate::freshness::Life;
 use crate::monotonic::{Monotonic, NanoSpan};
 
 /// A value with all that decides whether it may be served. What a hit reads comes first, in the
-/// order in which it does; the value, whose type is erased, has to come last.
+/// order in which it does.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
+pub(crate) struct Entry {
     pub(super) key: SmallVec<[u8; SHORT_KEY]>,
     pub(super) published: AtomicBool,
+    /// Reads since it was last asked for them, up to [`MOST_VISITS`]: what is read stays.
+    visits: AtomicU8,
     /// Whether the value has chosen its life, and not its class.
     own: bool,
     /// Answers given from here: what is hot is refreshed first.
-    pub(super) hits: AtomicU32,
+    hits: AtomicU32,
     /// The number of the view that stored it.
     view: u64,
     pub(super) tags: TagStripes,
@@ -31,6 +34,7 @@ pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
     certain: NanoSpan,
     proof_epoch: u64,
     fresh: NanoSpan,
+    value: Value,
     keep: NanoSpan,
     cost: NanoSpan,
     pub(super) weight: u32,
@@ -38,7 +42,14 @@ pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
     class: usize,
     /// The names of its tags.
     tag_names: Arc<[Vec<u8>]>,
-    value: T,
+}
+
+/// A value whose type is not known here. One place in memory more is spared for bytes, which most
+/// values are where many are read.
+#[derive(Debug)]
+enum Value {
+    Bytes(Option<Bytes>),
+    Other(Box<dyn Any + Send + Sync>),
 }
 
 /// The origin of an entry.
@@ -79,6 +90,7 @@ impl Entry {
         Arc::new(Entry {
             key: SmallVec::from_slice(key),
             published: AtomicBool::new(false),
+            visits: AtomicU8::new(0),
             own: times.life.own,
             hits: AtomicU32::new(0),
             view: label.view,
@@ -87,20 +99,24 @@ impl Entry {
             certain: certain.into(),
             proof_epoch: snapshot.proof_epoch,
             fresh: times.life.fresh.into(),
+            value: Value::new(value),
             keep: times.life.keep.into(),
             cost: times.cost.into(),
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
             version: label.version,
             class: label.class,
             tag_names,
-            value,
         })
     }
 
     /// The value, or its known absence; `None` if it is of another type.
     #[inline]
     pub(crate) fn value<V: 'static>(&self) -> Option<&Option<V>> {
-        self.value.downcast_ref()
+        let value: &dyn Any = match &self.value {
+            Value::Bytes(bytes) => bytes,
+            Value::Other(value) => &**value,
+        };
+        value.downcast_ref()
     }
 
     #[inline]
@@ -158,11 +174,30 @@ impl Entry {
         generations.tags_are_current(&self.tags)
     }
 
+    /// Counts, and may lose some of what several threads count at a time.
+    #[inline]
     pub(crate) fn count_hit(&self) {
-        self.hits.store(
-            self.hits.load(Ordering::Relaxed).saturating_add(1),
-            Ordering::Relaxed,
-        );
+        let hits = self.hits.load(Ordering::Relaxed).saturating_add(1);
+        self.hits.store(hits, Ordering::Relaxed);
+        let visits = self.visits.load(Ordering::Relaxed);
+        if visits < MOST_VISITS {
+            self.visits.store(visits + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the reads since it was last asked, and counts one of them less or forgets them.
+    pub(super) fn visits(&self, forget: bool) -> u8 {
+        let visits = self.visits.load(Ordering::Relaxed);
+        let left = if forget { 0 } else { visits.saturating_sub(1) };
+        self.visits.store(left, Ordering::Relaxed);
+        visits
+    }
+
+    /// Begins with what is known of the entry whose place it takes.
+    pub(super) fn follow(&self, previous: &Self) {
+        self.hits.store(previous.hit_count() / 2, Ordering::Relaxed);
+        let visits = previous.visits.load(Ordering::Relaxed);
+        self.visits.store(visits, Ordering::Relaxed);
     }
 
     pub(crate) fn hit_count(&self) -> u32 {
@@ -188,11 +223,24 @@ impl Entry {
     }
 }
 
+impl Value {
+    fn new<V: Send + Sync + 'static>(value: Option<V>) -> Self {
+        let mut value = Some(value);
+        match (&mut value as &mut dyn Any).downcast_mut::<Option<Option<Bytes>>>() {
+            Some(bytes) => Self::Bytes(bytes.take().flatten()),
+            None => Self::Other(Box::new(value.flatten())),
+        }
+    }
+}
+
+/// The number of reads of an entry that are told apart where it is decided which entries stay.
+const MOST_VISITS: u8 = 3;
+
 /// A key of this many bytes or fewer lies in the entry, a longer one beside it.
 const SHORT_KEY: usize = 24;
 
-/// Bytes that the map and the entry take beside key and value, roughly.
-pub(super) const OVERHEAD: usize = 240;
+/// Bytes that the entry, its slot and its place in the queues take beside key and value, roughly.
+pub(super) const OVERHEAD: usize = 320;
 
 /// Bytes that the name of a tag takes beside its own.
 const TAG_OVERHEAD: usize = 24;
