@@ -36,6 +36,7 @@ use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::pubsub::PubSub;
 use crate::session::Session;
+use crate::task::in_turn;
 use crate::wire::queue::{DriverCommand, Gate};
 
 /// A Redis client that survives outages. See the [crate's documentation](crate).
@@ -194,7 +195,7 @@ impl Client {
     }
 
     async fn send_with(&self, cmd: &Cmd, options: &CallOptions) -> Result<Value, Error> {
-        one(self.run(Payload::Command(cmd), options).await?)
+        one(in_turn(self.run(Payload::Command(cmd), options).await).await?)
     }
 
     async fn send_pipeline_with(
@@ -205,7 +206,8 @@ impl Client {
         if pipeline.is_empty() && !pipeline.is_transaction() {
             return Ok(Vec::new());
         }
-        Ok(many(self.run(Payload::Pipeline(pipeline), options).await?))
+        let replies = self.run(Payload::Pipeline(pipeline), options).await;
+        Ok(many(in_turn(replies).await?))
     }
 
     async fn run(
@@ -265,6 +267,10 @@ impl Client {
     /// # Errors
     /// It could not be opened.
     pub async fn session(&self) -> Result<Session, Error> {
+        in_turn(self.open_session().await).await
+    }
+
+    async fn open_session(&self) -> Result<Session, Error> {
         let inner = &*self.inner;
         if inner.shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
@@ -290,7 +296,7 @@ impl Client {
         let Some(cluster) = &self.inner.cluster else {
             return self.session().await;
         };
-        let owner = cluster.owner_of(Slot::of_key(key.as_ref())).await?;
+        let owner = in_turn(cluster.owner_of(Slot::of_key(key.as_ref())).await).await?;
         let session = Box::pin(owner.session()).await?;
         Ok(session.noted_in(cluster.writes()))
     }

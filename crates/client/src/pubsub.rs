@@ -27,6 +27,7 @@ use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
 use crate::target::Address;
+use crate::task::in_turn;
 use crate::wire::queue::UNATTENDED;
 
 /// An event of a subscriber.
@@ -379,7 +380,7 @@ impl PubSubControl {
     }
 
     async fn in_time(&self, work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-        clock::timeout(self.deadline, work)
+        let ended = clock::timeout(self.deadline, work)
             .await
             .unwrap_or_else(|| {
                 // Orders are taken at once, connected or not, by a task that is run.
@@ -390,6 +391,7 @@ impl PubSubControl {
                     deadline: self.deadline,
                 };
                 Err(Error::new(kind, Certainty::Unknown))
-            })
+            });
+        in_turn(ended).await
     }
 }

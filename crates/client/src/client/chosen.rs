@@ -10,6 +10,7 @@ use super::Client;
 use crate::call::plan::{Payload, many, one};
 use crate::error::{Error, ErrorKind};
 use crate::options::CallOptions;
+use crate::task::in_turn;
 
 /// A server that a client knows, by its address. From [`Client::node`].
 ///
@@ -83,7 +84,7 @@ impl NodeClient {
     /// # Errors
     /// As [`Client::send`]; [`ErrorKind::UnknownNode`] if nobody knows the address.
     pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
-        one(self.run(Payload::Command(cmd)).await?)
+        one(in_turn(self.run(Payload::Command(cmd)).await).await?)
     }
 
     /// Sends a pipeline or transaction and returns all its replies in order, as
@@ -95,7 +96,8 @@ impl NodeClient {
         if pipeline.is_empty() && !pipeline.is_transaction() {
             return Ok(Vec::new());
         }
-        Ok(many(self.run(Payload::Pipeline(pipeline)).await?))
+        let replies = self.run(Payload::Pipeline(pipeline)).await;
+        Ok(many(in_turn(replies).await?))
     }
 
     async fn run(&self, payload: Payload<'_>) -> Result<Reply, Error> {

@@ -305,6 +305,32 @@ async fn c18_bytes_left_in_a_frozen_server_are_never_applied_after_a_later_write
     }
 }
 
+/// A refusal takes no wait. Were it to cost its task no turn either, a caller who asks again at once
+/// would keep the one thread of this runtime from the task that has to connect.
+#[tokio::test]
+async fn c7_a_caller_who_asks_again_at_once_keeps_nobody_from_connecting() {
+    let (redis, client) = pair().await;
+    redis.kill().await;
+    until_state(&client, ConnectionState::Down).await;
+    redis.restart().await.unwrap();
+    let mut pipeline = redis::pipe();
+    pipeline.get("k").get("l");
+    let begun = now();
+    let mut refused = 0;
+    while client.send(&cmd("GET k")).await.is_err()
+        || client.send_pipeline(&pipeline).await.is_err()
+        || client.clone().get::<_, Option<u8>>("k").await.is_err()
+        || client.session().await.is_err()
+    {
+        assert!(
+            now().duration_since(begun) < Duration::from_secs(20),
+            "{refused} refusals"
+        );
+        refused += 1;
+    }
+    assert!(refused > 0);
+}
+
 #[tokio::test]
 async fn c14_an_outage_leaves_a_record_of_what_it_cost() {
     let (redis, client) = pair().await;
