@@ -11,6 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value as Json;
 use steadfast_drill::process::Redis;
+use steadfast_drill::waiting::until;
 use steadfast_server::config::{SAMPLE, Sources};
 use steadfast_server::{App, Config, Demo, DemoOptions, Served, Shutdown, serve};
 use tokio::net::TcpListener;
@@ -118,6 +119,12 @@ impl Service {
             _demo: None,
             _folder: None,
         }
+    }
+
+    /// Waits until callers should be sent here, asked past HTTP. With Redis away that is not before
+    /// the database was first asked how it is.
+    pub(crate) async fn ready(&self) {
+        until("the service is ready", || self.app.is_ready()).await;
     }
 
     /// What `/v1/status` says, asked past HTTP.

@@ -117,6 +117,7 @@ async fn s11_a_service_starts_and_serves_without_redis() {
     let reply = service.get("/v1/queries/one").await;
     assert_eq!(reply.json()["rows"][0]["one"], 1, "{}", reply.text());
     assert_eq!(reply.json()["source"], "database");
+    service.ready().await;
     assert_eq!(service.get("/health/ready").await.status, 200);
 }
 

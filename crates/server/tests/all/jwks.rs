@@ -113,6 +113,7 @@ async fn s6_a_caller_that_hangs_up_does_not_keep_the_keys_from_being_read_nor_he
     let asked = provider.asked.load(Relaxed);
     // Health asks nobody, whatever it is shown.
     let bearer = format!("Bearer {new}");
+    guarded.service.ready().await;
     let health = guarded
         .service
         .get_with("/health", &[("authorization", &bearer)])

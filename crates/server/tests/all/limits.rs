@@ -16,6 +16,7 @@ async fn s7_past_the_bound_a_request_is_refused_at_once_and_health_still_answers
         ("queries.slow.sql", SLOW),
     ])
     .await;
+    service.ready().await;
     let service = Arc::new(service);
     let slow = {
         let service = service.clone();
@@ -162,6 +163,7 @@ async fn s3_health_is_reached_while_every_connection_is_taken() {
         ("limits.header_timeout", "1h"),
     ])
     .await;
+    service.ready().await;
     let connect = || tokio::net::TcpStream::connect(service.addr);
     let holders = [connect().await.unwrap(), connect().await.unwrap()];
     for path in ["/health/live", "/health/ready", "/health", "/metrics"] {
@@ -178,7 +180,7 @@ async fn s3_health_is_reached_while_every_connection_is_taken() {
 
     // Who takes the spare places to say nothing on them holds up nobody for long.
     let mut silent = Vec::new();
-    for _ in 0..40 {
+    for _ in 0..20 {
         silent.push(connect().await.unwrap());
     }
     assert_eq!(service.get("/health/live").await.status, 200);

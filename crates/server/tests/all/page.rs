@@ -128,6 +128,7 @@ async fn s5_requests_of_another_host_or_origin_are_refused() {
 #[tokio::test]
 async fn s5_a_probe_that_names_an_address_learns_health_and_metrics_and_nothing_else() {
     let service = Service::demo().await;
+    service.ready().await;
     for (path, host, status) in [
         ("/health/live", "10.1.2.3:8080", 200),
         ("/health", "[fd00::7]:8080", 200),
