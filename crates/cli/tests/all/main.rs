@@ -10,6 +10,7 @@ mod drill_ends;
 #[cfg(feature = "entra-id")]
 mod entra;
 mod help;
+mod pages;
 mod probe;
 mod program;
 mod rate;
