@@ -6,17 +6,21 @@
 //! behind a later one of the same key that has run, because what was submitted first runs first.
 
 mod again;
+mod finish;
+mod sending;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use redis::{Pipeline, ServerError, Value};
+use redis::{Pipeline, Value};
 
 pub use self::again::{Again, Terms};
-use super::keys::{DivideMset, PartsFailed, SplitCommand, command};
+pub use self::finish::{CommandOutcome, PipelineFailed};
+pub use self::sending::NodePart;
+use super::keys::{DivideMset, SplitCommand, command};
 use super::portion::Portion;
-use super::{Failed, Indivisible, UnexpectedAnswer, name};
+use super::{Failed, Indivisible, name};
 use crate::certainty::Certainty;
 use crate::command::place::{Place, place_and_keys};
 use crate::command::{Effect, Errors, classify};
@@ -125,42 +129,6 @@ pub struct Target<'r> {
     pub aside: bool,
 }
 
-/// The commands of a slot that come before another one and are to be sent too, by the part that
-/// they are in; `None` for what may still wait when that is sent.
-type Before = BTreeMap<Option<usize>, Vec<(KeySet, Effect)>>;
-
-/// The commands for one node, in their order.
-#[derive(Clone)]
-pub struct NodePart<N> {
-    /// The node, as the sender names it.
-    pub node: N,
-    /// Each of the commands has to be preceded by an ASKING of its own.
-    pub asking: bool,
-    /// Whether these are all commands of the pipeline and as they were, so that it can be sent
-    /// itself.
-    pub is_whole: bool,
-    units: Vec<usize>,
-}
-
-impl<N> NodePart<N> {
-    /// Returns the numbers of the commands, for [`SplitPipeline::record`] and
-    /// [`SplitPipeline::portions`].
-    pub fn units(&self) -> &[usize] {
-        &self.units
-    }
-}
-
-impl<N: fmt::Debug> fmt::Debug for NodePart<N> {
-    /// Only how many commands: their arguments may be secrets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodePart")
-            .field("node", &self.node)
-            .field("asking", &self.asking)
-            .field("units", &self.units)
-            .finish_non_exhaustive()
-    }
-}
-
 impl<E> fmt::Debug for SplitPipeline<'_, E> {
     /// Only how many commands: their arguments may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -226,72 +194,6 @@ impl<'a, E> SplitPipeline<'a, E> {
             entries: entries.into(),
             units,
         })
-    }
-
-    /// Takes what is to be sent now, in one part for each node that `node_of` names. Parts may be
-    /// sent at once; commands of one key are in one part, in their order, as long as `node_of`
-    /// names one node for a slot.
-    ///
-    /// What is asked of a node in answer to ASK is a part of its own, because ASKING holds for one
-    /// command. Of one slot no command is in an earlier part than the command before it: parts that
-    /// are submitted in their order keep that of each key.
-    ///
-    /// What would be sent to another node than an earlier command of its key, or beside one that
-    /// was answered TRYAGAIN, is held back and waits as before, or it could run first.
-    pub fn to_send<N: Eq>(&mut self, mut node_of: impl FnMut(Target<'_>) -> N) -> Vec<NodePart<N>> {
-        let mut parts: Vec<NodePart<N>> = Vec::new();
-        // Before the first redirect one slot has one node, and so one part.
-        let redirected = self.units.iter().any(|unit| unit.redirect.is_some());
-        let mut by_slot: HashMap<Slot, (usize, Before)> = HashMap::new();
-        for unit in &mut self.units {
-            if !matches!(unit.state, State::Waiting) {
-                continue;
-            }
-            let node = node_of(unit.target());
-            let of_slot = unit.slot.filter(|_| redirected);
-            let mut of_slot = of_slot.map(|slot| by_slot.entry(slot).or_default());
-            if let Some((_, before)) = &mut of_slot {
-                let elsewhere = |at: &Option<usize>| at.is_none_or(|at| parts[at].node != node);
-                let mut before_it = before.iter().filter(|(at, _)| elsewhere(at));
-                if before_it.any(|(_, ones)| ones.iter().any(|one| unit.follows(one))) {
-                    // What it was answered is old by the time that it is sent.
-                    unit.redirect = None;
-                    let held = before.entry(None).or_default();
-                    held.push((unit.keys.clone(), unit.effect));
-                    continue;
-                }
-            }
-            let asking = matches!(unit.redirect, Some(Routing::Ask(_)));
-            let least = of_slot.as_ref().map(|(least, _)| *least);
-            let is_it = |part: &NodePart<N>| part.asking == asking && part.node == node;
-            let found = parts.iter().rposition(is_it);
-            let at = match found.filter(|at| Some(*at) >= least) {
-                Some(at) => at,
-                None => {
-                    parts.push(NodePart {
-                        node,
-                        asking,
-                        is_whole: false,
-                        units: Vec::new(),
-                    });
-                    parts.len() - 1
-                }
-            };
-            if let Some((least, before)) = of_slot {
-                *least = at;
-                let waits = matches!(unit.redirect, Some(Routing::TryAgain));
-                let beside = before.entry((!waits).then_some(at)).or_default();
-                beside.push((unit.keys.clone(), unit.effect));
-            }
-            parts[at].units.push(unit.number);
-            unit.state = State::Sent;
-            unit.ends_here = false;
-        }
-        if let [only] = &mut parts[..] {
-            let all = only.units.len() == self.entries.len();
-            only.is_whole = all && self.entries.iter().all(|entry| entry.divided.is_none());
-        }
-        parts
     }
 
     /// Takes in what became of commands, given by their numbers: the answers, in their order, and
@@ -482,86 +384,6 @@ impl<'a, E> SplitPipeline<'a, E> {
             unit.has_run = true;
         }
     }
-
-    /// Returns the answers to all commands, in their order; also those that are errors, as from one
-    /// server.
-    ///
-    /// # Errors
-    /// Commands were not answered. What was never sent counts as such.
-    pub fn finish(self) -> Result<Vec<Value>, PipelineFailed<E>>
-    where
-        E: Clone + From<UnexpectedAnswer> + From<ServerError>,
-    {
-        let mut units = self.units.into_iter().peekable();
-        let mut outcomes = Vec::new();
-        let (mut worst, mut has_written): (Option<Failed<E>>, _) = (None, false);
-        for (at, entry) in self.entries.iter().enumerate() {
-            let count = entry
-                .divided
-                .as_ref()
-                .map_or(1, |split| split.parts().len());
-            let mut effect = Effect::Read;
-            let mut results = (0..count).map(|part| {
-                let is_it = |unit: &Unit<E>| unit.entry == at && unit.part == part;
-                let Some(unit) = units.next_if(is_it) else {
-                    return Err(not_given_back());
-                };
-                effect = unit.effect;
-                match unit.state {
-                    // Refused now, but perhaps not in an earlier attempt.
-                    State::Answered(Value::ServerError(error)) if unit.may_have_run() => {
-                        Err(Failed {
-                            error: E::from(error),
-                            certainty: Certainty::Unknown,
-                        })
-                    }
-                    State::Answered(value) => Ok(value),
-                    State::Failed(failed) => Err(failed),
-                    State::Waiting | State::Sent => {
-                        let mut failed = never_sent();
-                        // Not this time, but perhaps in an earlier attempt.
-                        failed.certainty = unit.so_far;
-                        Err(failed)
-                    }
-                }
-            });
-            let result = match &entry.divided {
-                None => results.next().unwrap_or_else(|| Err(never_sent())),
-                Some(split) => joined(split, results),
-            };
-            outcomes.push(match result {
-                Ok(value) => {
-                    has_written |= effect != Effect::Read && !is_error(&value);
-                    CommandOutcome::Answered(value)
-                }
-                Err(failed) => {
-                    let certainty = failed.certainty;
-                    if worst
-                        .as_ref()
-                        .is_none_or(|worst| worst.certainty < certainty)
-                    {
-                        worst = Some(failed);
-                    }
-                    CommandOutcome::Failed(certainty)
-                }
-            });
-        }
-        match worst {
-            None => Ok(outcomes
-                .into_iter()
-                .filter_map(CommandOutcome::answer)
-                .collect()),
-            Some(Failed { error, certainty }) => Err(PipelineFailed {
-                error,
-                certainty: if has_written {
-                    Certainty::Unknown
-                } else {
-                    certainty
-                },
-                outcomes,
-            }),
-        }
-    }
 }
 
 impl<E> SplitPipeline<'_, E> {
@@ -592,85 +414,4 @@ impl Entry<'_> {
         let part = self.divided.as_ref().and_then(|split| split.part(part));
         part.map_or(Portion::Whole(self.cmd), Portion::Part)
     }
-}
-
-/// Joins the parts of a command. Errors that all of them have for an answer are the answer of the
-/// whole.
-fn joined<E: From<UnexpectedAnswer> + From<ServerError>>(
-    split: &SplitCommand<'_>,
-    results: impl Iterator<Item = Result<Value, Failed<E>>>,
-) -> Result<Value, Failed<E>> {
-    let results: Vec<_> = results.collect();
-    if let Some(Ok(error)) = results.first()
-        && results
-            .iter()
-            .all(|result| result.as_ref().is_ok_and(is_error))
-    {
-        return Ok(error.clone());
-    }
-    let results = results.into_iter().map(|result| match result {
-        Ok(Value::ServerError(error)) => Err(Failed {
-            error: E::from(error),
-            certainty: Certainty::Rejected,
-        }),
-        result => result,
-    });
-    split.join(results).map_err(
-        |PartsFailed {
-             error, certainty, ..
-         }| Failed { error, certainty },
-    )
-}
-
-fn is_error(value: &Value) -> bool {
-    matches!(value, Value::ServerError(_))
-}
-
-fn never_sent<E: From<UnexpectedAnswer>>() -> Failed<E> {
-    let error = UnexpectedAnswer {
-        command: "PIPELINE",
-        wanted: "there: it was never sent, or its answer was not waited for",
-    };
-    Failed {
-        error: error.into(),
-        certainty: Certainty::NotSent,
-    }
-}
-
-/// A command that was taken out with a part of the pipeline, which was not joined to it again.
-fn not_given_back<E: From<UnexpectedAnswer>>() -> Failed<E> {
-    Failed {
-        certainty: Certainty::Unknown,
-        ..never_sent()
-    }
-}
-
-/// The outcome of one command of a pipeline.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CommandOutcome {
-    /// The command was answered, perhaps with an error.
-    Answered(Value),
-    /// The command was not answered.
-    Failed(Certainty),
-}
-
-impl CommandOutcome {
-    fn answer(self) -> Option<Value> {
-        match self {
-            Self::Answered(value) => Some(value),
-            Self::Failed(_) => None,
-        }
-    }
-}
-
-/// A pipeline of which some commands were not answered.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PipelineFailed<E> {
-    /// The error of the worst command.
-    pub error: E,
-    /// How much is known of the whole: as little as of its worst command, and nothing if others
-    /// have written.
-    pub certainty: Certainty,
-    /// The outcome of each command, in their order.
-    pub outcomes: Vec<CommandOutcome>,
 }

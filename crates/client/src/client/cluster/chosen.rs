@@ -7,7 +7,7 @@ use steadfast_core::conn::Reply;
 use steadfast_core::node::Endpoint;
 use steadfast_core::topology::Trigger;
 
-use super::journey::Limits;
+use super::limits::Limits;
 use super::node::Node;
 use super::{Aim, Cluster};
 use crate::call::plan::{Payload, Plan};

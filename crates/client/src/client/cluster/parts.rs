@@ -18,7 +18,7 @@ use steadfast_core::split::{self, Failed, Indivisible, KeyFate, SplitCommand, Un
 use steadfast_core::topology::{MemberIndex, Trigger};
 
 use super::Cluster;
-use super::journey::Limits;
+use super::limits::Limits;
 use super::node::Node;
 use super::order::CallRoom;
 use super::together::{Whole, keys_of_part};

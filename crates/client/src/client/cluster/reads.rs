@@ -31,7 +31,7 @@ use steadfast_core::topology::MemberIndex;
 use tokio::sync::Notify;
 
 use super::Cluster;
-use super::journey::Limits;
+use super::limits::Limits;
 use super::node::Node;
 use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan};

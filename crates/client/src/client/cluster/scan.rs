@@ -9,7 +9,7 @@ use steadfast_core::scan::{ClusterScan, ScanPage, ScanQuery, ScanStep};
 use steadfast_core::slot::SlotRange;
 use steadfast_core::topology::Trigger;
 
-use super::journey::Limits;
+use super::limits::Limits;
 use super::node::Node;
 use super::{Aim, Cluster};
 use crate::call::plan::Payload;

@@ -18,7 +18,8 @@ use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::split::{Failed, Part, Portion, SplitCommand, UnexpectedAnswer};
 
 use super::Cluster;
-use super::journey::{Begun, Limits};
+use super::journey::Begun;
+use super::limits::Limits;
 use super::node::Node;
 use super::order::{Entry, Places};
 use crate::call::Suspicion;

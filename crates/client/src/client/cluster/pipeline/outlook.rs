@@ -13,12 +13,12 @@ use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::split::Failed;
 use steadfast_core::topology::Trigger;
 
-use super::{Aims, Round, Voyage};
-use crate::client::cluster::journey::{
-    Limits, is_for_want_of_a_primary, no_room, pause_before_trying_again,
-};
+use super::round::Round;
+use super::{Aims, Voyage};
+use crate::client::cluster::limits::Limits;
 use crate::client::cluster::node::may_go_on;
 use crate::client::cluster::order::{Entry, NOBODY, Places};
+use crate::client::cluster::reach::{is_for_want_of_a_primary, no_room, pause_before_trying_again};
 use crate::client::cluster::{Aim, Cluster};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};

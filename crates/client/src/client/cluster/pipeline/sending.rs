@@ -1,0 +1,271 @@
+//! The senders: each node gets its part of a pipeline, when that has its turn.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use redis::{Pipeline, Value};
+use smallvec::SmallVec;
+use steadfast_core::conn::Reply;
+use steadfast_core::slot::Slot;
+use steadfast_core::split::{Failed, Portion};
+
+use super::answers::Answer;
+use super::ending::not_sent_for;
+use super::round::Round;
+use super::{PipelinePart, Voyage, Whole};
+use crate::call::Suspicion;
+use crate::call::plan::{Payload, Plan};
+use crate::client::cluster::Cluster;
+use crate::client::cluster::node::Node;
+use crate::client::cluster::order::{Again, Entered, LostKeys, NOBODY, Slots};
+use crate::client::cluster::reach::no_room;
+use crate::clock;
+use crate::error::{Certainty, Error, ErrorKind};
+
+/// The result of sending them.
+pub(super) enum RoundSent {
+    Answered(Vec<Vec<Answer>>),
+    /// Slots change hands, or have: nothing was sent.
+    Elsewhere,
+    /// The ASK of these slots is old: nothing was sent.
+    Outdated(Slots),
+    /// These slots change hands, and others do not: nothing was sent.
+    Divided(Slots),
+    /// Later commands of these keys have run: nothing was sent.
+    Overtaken(LostKeys),
+    /// The commands may not be sent again.
+    Never(Error),
+}
+
+/// The result of an attempt at a node: its answers, whether an earlier try there may have run, and
+/// which connections have ended at it.
+pub(super) type Tried = (Result<Vec<Value>, Failed<Error>>, bool, Suspicion);
+
+impl<'a> Voyage<'a> {
+    pub(super) async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
+        let (cluster, limits) = (self.cluster, self.limits);
+        let Round {
+            parts, goes, asks, ..
+        } = round;
+        let whole = Whole {
+            pipeline: self.pipeline,
+            split: &self.split,
+            suspicions: &self.suspicions,
+            plan: &self.plan,
+            options: self.options,
+        };
+        let times = limits.of_attempt(self.rounds);
+        // After a pause there may be no time left: what is sent then is of unknown outcome.
+        if times.1.is_zero() {
+            return RoundSent::Never(limits.timed_out(Certainty::NotSent));
+        }
+        // While other nodes have yet to answer: the slots of what may be sent again, and those of
+        // which all is served.
+        let (unserved, served) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
+        let sends = parts.iter().map(|part| async {
+            let answers = cluster.send_part(part, whole, times).await;
+            // Others may take their time to answer, in which this grows old.
+            cluster.note_asks(part.node, &answers);
+            let slots = answers.iter().map(|answer| answer.may_go_again(whole));
+            slots.for_each(|slots| unserved.lock().extend(slots));
+            served
+                .lock()
+                .extend(round.served_by(part, &answers, whole.split));
+            answers
+        });
+        let mut sends = pin!(join_all(sends));
+        // Whoever comes from now on waits for it: one that is served would overtake it.
+        let close = || {
+            let slots = std::mem::take(&mut *unserved.lock());
+            slots.into_iter().for_each(|slot| cluster.order.close(slot));
+        };
+        let polled = match &mut self.places {
+            None => {
+                let entries = round.entries(limits.deadline);
+                let owner = |slot: Slot| cluster.routes.owner(slot).unwrap_or(NOBODY);
+                let stands = || goes.iter().all(|((slot, node), _)| owner(*slot) == *node);
+                let line = (&mut self.line, limits.room);
+                let entered = cluster
+                    .order
+                    .enter(entries, sent, stands, line, sends.as_mut());
+                match entered.await {
+                    Entered::Sent(entered, polled) => {
+                        self.places = Some(entered);
+                        polled
+                    }
+                    Entered::Waited => return RoundSent::Elsewhere,
+                    Entered::Divided(slots) => return RoundSent::Divided(slots),
+                    Entered::NoRoom => return RoundSent::Never(no_room()),
+                }
+            }
+            Some(places) => {
+                let goes: Vec<(Slot, u16)> = goes.iter().map(|(goes, _)| *goes).collect();
+                for (slot, _) in &goes {
+                    cluster.order.close(*slot);
+                }
+                let stands = |(slot, to)| {
+                    !asks.contains(&(slot, to)) || cluster.asked.stands(slot, to, clock::now())
+                };
+                let again = places.again(&goes, limits.deadline, stands, sends.as_mut());
+                match again.await {
+                    Again::Sent(polled) => polled,
+                    Again::Outdated(slots) => return RoundSent::Outdated(slots),
+                    Again::Overtaken(keys) => return RoundSent::Overtaken(keys),
+                    Again::Divided(slots) => return RoundSent::Divided(slots),
+                    Again::TimedOut => {
+                        let error = limits.timed_out(Certainty::NotSent);
+                        return RoundSent::Never(error);
+                    }
+                }
+            }
+        };
+        RoundSent::Answered(match polled {
+            Poll::Ready(answers) => answers,
+            Poll::Pending => {
+                close();
+                let answered = std::future::poll_fn(|cx| {
+                    let polled = sends.as_mut().poll(cx);
+                    close();
+                    if let (Poll::Pending, Some(places)) = (&polled, &mut self.places) {
+                        places.ran_in(&std::mem::take(&mut *served.lock()));
+                    }
+                    polled
+                });
+                answered.await
+            }
+        })
+    }
+}
+
+impl Cluster {
+    async fn send_part(
+        &self,
+        part: &PipelinePart,
+        whole: Whole<'_>,
+        times: (Instant, Duration),
+    ) -> Vec<Answer> {
+        let units = part.units();
+        let all = |(result, before, suspicion): Tried| {
+            vec![Answer {
+                units: units.to_vec(),
+                result,
+                before,
+                suspicion,
+            }]
+        };
+        let suspicion = whole.suspicion_of(units);
+        let node = match part.node.map(|number| self.node(number)) {
+            Some(Ok(Some(node))) => node,
+            Some(Err(error)) => return all(refused(error)),
+            None | Some(Ok(None)) => {
+                let slot = units.iter().find_map(|unit| whole.split.slot_of(*unit));
+                let slot = slot.unwrap_or_else(|| self.any_slot());
+                return all(refused(self.nobody_serves(slot)));
+            }
+        };
+        let Whole { plan, options, .. } = whole;
+        if part.asking {
+            return self.send_asking(part, &node, whole, times).await;
+        }
+        if part.is_whole {
+            let payload = Payload::Pipeline(whole.pipeline);
+            let answer = node.attempt_after(payload, plan.clone(), options, times, suspicion);
+            return all(Self::values_apart(&node, answer.await));
+        }
+        let portions = whole.split.portions(units);
+        if plan.blocking.is_some() {
+            // What waits in the server is sent again with what is left of its time.
+            let mut own = Pipeline::with_capacity(units.len());
+            portions.for_each(|portion| {
+                own.add_command(portion.to_cmd());
+            });
+            let payload = Payload::Pipeline(&own);
+            let answer = match self.planned(payload, whole) {
+                Ok(plan) => {
+                    let answer = node.attempt_after(payload, plan, options, times, suspicion);
+                    answer.await
+                }
+                Err(error) => (Err(error), false, suspicion),
+            };
+            return all(Self::values_apart(&node, answer));
+        }
+        let portions: SmallVec<[Portion<'_>; 4]> = portions.collect();
+        let settings = self.settings();
+        let effect = whole.split.effect_of(units);
+        let plan = plan.of_portions(&portions, effect, settings.connections);
+        let plan = plan.adjusted(options, settings.repeat_only_reads);
+        let payload = Payload::Portions(&portions);
+        let answer = node.attempt_after(payload, plan, options, times, suspicion);
+        all(Self::values_apart(&node, answer.await))
+    }
+
+    /// Sends each command behind an ASKING of its own. They are submitted in this order.
+    async fn send_asking(
+        &self,
+        part: &PipelinePart,
+        node: &Node,
+        whole: Whole<'_>,
+        times: (Instant, Duration),
+    ) -> Vec<Answer> {
+        let (units, options) = (part.units(), whole.options);
+        let places = &whole.plan.places.clone().unwrap_or_default();
+        let commands: Vec<_> = whole.split.portions(units).map(Portion::to_cmd).collect();
+        let asks = commands.iter().zip(units).map(|(cmd, unit)| async move {
+            let payload = Payload::Command(cmd);
+            let suspicion = whole.suspicion_of(&[*unit]);
+            let (answer, before, suspicion) = match self.planned(payload, whole) {
+                Ok(plan) => {
+                    let plan = Plan {
+                        asking: true,
+                        ..plan.in_place_of(places)
+                    };
+                    let answer = node.attempt_after(payload, plan, options, times, suspicion);
+                    answer.await
+                }
+                Err(error) => (Err(error), false, suspicion),
+            };
+            let answer = match answer {
+                Err(error) => match error.kind() {
+                    ErrorKind::Server(said) => Ok(Reply::One(Value::ServerError(said.clone()))),
+                    _ => Err(error),
+                },
+                answer => answer,
+            };
+            let tried = (answer, before, suspicion);
+            let (result, before, suspicion) = Self::values_apart(node, tried);
+            Answer {
+                units: vec![*unit],
+                result,
+                before,
+                suspicion,
+            }
+        });
+        join_all(asks).await
+    }
+
+    /// The same as [`values`](Self::values), of a node's last try; a failure is as uncertain as all
+    /// of them.
+    fn values_apart(
+        node: &Node,
+        (result, before, suspicion): (Result<Reply, Error>, bool, Suspicion),
+    ) -> Tried {
+        let result = result.map_err(|error| error.at_best(before));
+        (Self::values(node, result), before, suspicion)
+    }
+
+    /// Plans a part of this whole before it is sent.
+    fn planned(&self, payload: Payload<'_>, whole: Whole<'_>) -> Result<Plan, Error> {
+        let plan = payload.plan(self.settings().connections, true)?;
+        let plan = plan.adjusted(whole.options, self.settings().repeat_only_reads);
+        let places = whole.plan.places.clone();
+        Ok(Plan { places, ..plan })
+    }
+}
+
+fn refused(error: Error) -> Tried {
+    (Err(not_sent_for(&error)), false, Suspicion::default())
+}
