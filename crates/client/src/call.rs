@@ -7,6 +7,7 @@
 //! failure may take its time.
 
 pub(crate) mod blocking;
+mod carried;
 pub(crate) mod dedicated;
 pub(crate) mod identification;
 mod judgement;
@@ -24,6 +25,7 @@ use steadfast_core::policy::breaker::{Outcome, Permit};
 use tracing::field::Empty;
 use tracing::{Instrument, Level};
 
+pub(crate) use self::carried::{Carried, Suspicion};
 use self::identification::ask_who_serves;
 pub(crate) use self::repeats::{After, Repeats};
 use crate::breaker::ramp::RampTicket;
@@ -52,39 +54,6 @@ pub(crate) async fn call(
     let times = (started, limit);
     let mut carried = Carried::default();
     call_within(shared, payload, plan, options, times, &mut carried).await
-}
-
-/// The traces of a call's attempts at one node, for those at another.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Carried {
-    /// The certainty of the last attempt by itself, where an earlier one may have run: its error
-    /// says then that the outcome of the whole is unknown.
-    pub(crate) alone: Option<Certainty>,
-    pub(crate) suspicion: Suspicion,
-}
-
-/// The connections that have ended at a call, or while it was under way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Suspicion {
-    /// A connection ended while it was under way.
-    suspected: bool,
-    /// A connection ended at it, or two did while it was under way: it travels apart from the
-    /// others.
-    apart: bool,
-    /// Whether a connection ended a second time at this command, though nothing else was in it: it
-    /// is not repeated.
-    pub(crate) blamed_again: bool,
-}
-
-impl Suspicion {
-    /// What is suspected of one of two, or of both.
-    pub(crate) fn or(self, other: Self) -> Self {
-        Self {
-            suspected: self.suspected || other.suspected,
-            apart: self.apart || other.apart,
-            blamed_again: self.blamed_again || other.blamed_again,
-        }
-    }
 }
 
 /// The same, of a call that began at `started` and takes until `limit` later.

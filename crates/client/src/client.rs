@@ -2,9 +2,11 @@
 
 pub(crate) mod builder;
 pub(crate) mod chosen;
+mod closing;
 pub(crate) mod cluster;
 pub(crate) mod home;
 pub(crate) mod scan;
+mod scoped;
 pub(crate) mod status;
 pub(crate) mod toward;
 
@@ -19,6 +21,8 @@ use steadfast_core::resp::Limits;
 use steadfast_core::slot::Slot;
 use tokio::runtime::Handle;
 
+pub use self::closing::CloseReport;
+pub use self::scoped::ScopedClient;
 use crate::call::blocking::Blocking;
 use crate::call::dedicated::Dedicated;
 use crate::call::plan::{Payload, many, one};
@@ -29,7 +33,7 @@ use crate::client::home::Home;
 use crate::clock;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::incident::Incident;
-use crate::event::{Event, EventKind, Events};
+use crate::event::{Event, Events};
 use crate::link::ConnectionState;
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
@@ -37,7 +41,6 @@ use crate::options::CallOptions;
 use crate::pubsub::PubSub;
 use crate::session::Session;
 use crate::task::in_turn;
-use crate::wire::queue::{DriverCommand, Gate};
 
 /// A Redis client that survives outages. See the [crate's documentation](crate).
 ///
@@ -82,14 +85,6 @@ impl std::fmt::Debug for Client {
             .field("state", &self.state())
             .finish()
     }
-}
-
-/// The result of [`Client::close`]: what it could not do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "calls that were not finished may or may not have taken effect"]
-pub struct CloseReport {
-    /// Calls that were not finished in time; each was told what is known of it.
-    pub unfinished: usize,
 }
 
 impl Client {
@@ -460,80 +455,10 @@ impl Client {
         shared.following.reset();
     }
 
-    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections,
-    /// those of sessions, blocking calls and subscriptions too: a [`PubSub`] yields what it has
-    /// heard, and then `None`.
-    pub async fn close(&self, deadline: Duration) -> CloseReport {
-        let inner = &*self.inner;
-        let shared = &inner.shared;
-        shared.close();
-        inner.blocking.close();
-        for link in &shared.links {
-            link.queue.refuse_new();
-        }
-        for queue in shared.fences.dedicated_queues() {
-            queue.refuse_new();
-        }
-        let in_flight = || -> usize {
-            let links = shared.links.iter().map(|link| link.queue.in_flight());
-            let dedicated = shared.fences.dedicated_queues();
-            links.sum::<usize>()
-                + dedicated
-                    .iter()
-                    .map(|queue| queue.in_flight())
-                    .sum::<usize>()
-        };
-        let drained = async {
-            while in_flight() > 0 {
-                clock::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let of_nodes = self.close_nodes(deadline);
-        let (_, of_nodes) = tokio::join!(clock::timeout(deadline, drained), of_nodes);
-        let unfinished = in_flight() + of_nodes;
-        let closed: Arc<str> = "the client was closed".into();
-        for queue in shared.fences.dedicated_queues() {
-            queue.command(DriverCommand::Abandon(Arc::clone(&closed)));
-        }
-        for link in &shared.links {
-            link.set_state(ConnectionState::Closed, clock::now());
-            link.queue.set_gate(Gate::Closed);
-            link.queue
-                .command(DriverCommand::Abandon(Arc::clone(&closed)));
-        }
-        let tasks = inner.home.take_tasks();
-        if inner.cluster.is_some() {
-            drop(tasks);
-            shared.hub.emit(0, EventKind::Closed { unfinished });
-            return CloseReport { unfinished };
-        }
-        if tasks.is_empty() {
-            return CloseReport { unfinished: 0 };
-        }
-        // They end by themselves and tell each call what is known of it; whatever does not is
-        // ended.
-        let ended = async {
-            for task in tasks {
-                task.ended().await;
-            }
-        };
-        let _ = clock::timeout(LAST_WORDS, ended).await;
-        shared.hub.emit(0, EventKind::Closed { unfinished });
-        CloseReport { unfinished }
-    }
-
     /// The clients of a cluster's nodes.
     fn nodes(&self) -> Vec<Self> {
         let cluster = self.inner.cluster.as_ref();
         cluster.map_or_else(Vec::new, |cluster| cluster.clients())
-    }
-
-    /// Closes the nodes of a cluster. Returns how many calls they have not finished.
-    async fn close_nodes(&self, deadline: Duration) -> usize {
-        let nodes = self.nodes();
-        let closes = nodes.iter().map(|node| Box::pin(node.close(deadline)));
-        let closed = futures_util::future::join_all(closes).await;
-        closed.iter().map(|closed| closed.unfinished).sum()
     }
 
     /// Waits until it is connected.
@@ -571,39 +496,5 @@ impl Client {
 
     pub(crate) fn default_deadline(&self) -> Duration {
         self.inner.shared.settings.deadline
-    }
-}
-
-/// The time that the tasks of a closed client may take to end.
-const LAST_WORDS: Duration = Duration::from_millis(250);
-
-/// A client with options of its own for its calls. From [`Client::with`].
-#[derive(Clone, Debug)]
-pub struct ScopedClient {
-    client: Client,
-    options: CallOptions,
-}
-
-impl ScopedClient {
-    /// Sends one command, as [`Client::send`] does.
-    ///
-    /// # Errors
-    /// Sends one command, as [`Client::send`] does.
-    pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
-        self.client.send_with(cmd, &self.options).await
-    }
-
-    /// Sends a pipeline or transaction, as [`Client::send_pipeline`] does.
-    ///
-    /// # Errors
-    /// Sends a pipeline or transaction, as [`Client::send_pipeline`] does.
-    pub async fn send_pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
-        self.client
-            .send_pipeline_with(pipeline, &self.options)
-            .await
-    }
-
-    pub(crate) fn db(&self) -> i64 {
-        self.client.db()
     }
 }

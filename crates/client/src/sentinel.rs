@@ -4,11 +4,12 @@
 //! those of `docs/design/several-servers.md`. The council only says which server to dial. That it
 //! is a primary by its own word is asked in each handshake, as ever.
 
+mod proof;
 mod status;
 mod target;
+mod translation;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,8 +19,10 @@ use steadfast_core::node::Endpoint;
 use steadfast_core::report::{PeerSentinel, SentinelReplica};
 use steadfast_core::sentinel::{CouncilConfig, Heard, Primacy, SentinelCouncil, Testimony};
 
+pub(crate) use self::proof::InLine;
 pub use self::status::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
 pub(crate) use self::target::{SENTINELS, SentinelTarget};
+pub(crate) use self::translation::Translation;
 use crate::clock;
 use crate::error::connect::ConnectError;
 
@@ -31,47 +34,6 @@ const REPLICAS_FRESH: Duration = Duration::from_secs(25);
 
 /// The failovers that wait to be told, at most.
 const UNTOLD: usize = 16;
-
-/// Turns the addresses that sentinels announce into those that can be reached from here.
-#[derive(Clone, Default)]
-pub(crate) struct Translation(Option<Arc<Translate>>);
-
-type Translate = dyn Fn(&str, u16) -> (String, u16) + Send + Sync;
-
-impl Translation {
-    pub(crate) fn new(by: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(by)))
-    }
-
-    /// Translates an address. One whose translation panics stays as it was announced.
-    pub(crate) fn of(&self, announced: Endpoint) -> Endpoint {
-        let Some(translate) = &self.0 else {
-            return announced;
-        };
-        let translate = AssertUnwindSafe(|| translate(&announced.host, announced.port));
-        match catch_unwind(translate) {
-            Ok((host, port)) => Endpoint::new(&host, port),
-            Err(_) => {
-                tracing::warn!(address = %announced, "the translation of an address panicked");
-                announced
-            }
-        }
-    }
-
-    pub(crate) fn is_none(&self) -> bool {
-        self.0.is_none()
-    }
-}
-
-impl std::fmt::Debug for Translation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() {
-            "by a function"
-        } else {
-            "none"
-        })
-    }
-}
 
 /// A sentinel's answers in one round of questions.
 #[derive(Debug)]
@@ -164,19 +126,6 @@ pub(crate) struct Switch {
     /// The time at which it became known, and the writes acknowledged until then.
     pub(crate) at: Instant,
     pub(crate) acknowledged: u64,
-}
-
-/// The place of a write among those that wait for a proof.
-pub(crate) struct InLine<'a> {
-    discovery: &'a Discovery,
-    turn: Option<tokio::sync::MutexGuard<'a, ()>>,
-}
-
-impl Drop for InLine<'_> {
-    fn drop(&mut self) {
-        self.discovery.in_line.fetch_sub(1, Ordering::Relaxed);
-        self.turn = None;
-    }
 }
 
 impl Discovery {
@@ -363,62 +312,6 @@ impl Discovery {
         contact.error = Some(why.to_string().into());
     }
 
-    /// Returns whether a majority of the sentinels has confirmed the primary within this time.
-    pub(crate) fn is_proven(&self, within: Duration, now: Instant) -> bool {
-        self.proof_age(now).is_some_and(|age| age <= within)
-    }
-
-    /// Returns whether no write waits for a majority to confirm the primary.
-    pub(crate) fn nobody_waits(&self) -> bool {
-        self.in_line.load(Ordering::Relaxed) == 0
-    }
-
-    /// Waits until a majority has confirmed the primary within this time, behind all that wait for
-    /// it. What is returned keeps those behind back until it is dropped. `None` if that does not
-    /// come: the sentinels have `grace` from when it is first found out that the last word of a
-    /// majority is too old, as that may be because this process stood still.
-    pub(crate) async fn proven(
-        &self,
-        within: Duration,
-        grace: Duration,
-        deadline: Instant,
-    ) -> Option<InLine<'_>> {
-        self.in_line.fetch_add(1, Ordering::Relaxed);
-        let mut place = InLine {
-            discovery: self,
-            turn: None,
-        };
-        let mut believed = self.believed.subscribe();
-        let until = self.lapses_until(grace).min(deadline);
-        if !self.is_proven(within, clock::now()) {
-            self.want();
-        }
-        // Those before it wait no longer either.
-        place.turn = clock::timeout_at(deadline, self.line.lock()).await;
-        while !self.is_proven(within, clock::now()) {
-            clock::timeout_at(until, believed.changed()).await?.ok()?;
-        }
-        place.turn.is_some().then_some(place)
-    }
-
-    /// Until when it is waited for the next word of a majority.
-    fn lapses_until(&self, grace: Duration) -> Instant {
-        let proof = self.majority_at.load(Ordering::Relaxed);
-        let mut lapsed = self.lapsed.lock();
-        let since = match *lapsed {
-            Some((of, since)) if of == proof => since,
-            _ => lapsed.insert((proof, clock::now())).1,
-        };
-        since + grace
-    }
-
-    /// Returns how long ago a majority was last known to agree; `None` if it never was.
-    pub(crate) fn proof_age(&self, now: Instant) -> Option<Duration> {
-        let after = self.majority_at.load(Ordering::Relaxed).checked_sub(1)?;
-        let at = self.started + Duration::from_nanos(after);
-        Some(now.saturating_duration_since(at))
-    }
-
     /// Says of each sentinel why it names no primary.
     fn why_none(&self) -> String {
         let known = self.known.lock();
@@ -507,150 +400,4 @@ const STRANGER: &str =
     "it is not heard: it has another id than the sentinel that others know at this address";
 
 #[cfg(test)]
-mod tests {
-    use steadfast_core::report::MonitoredPrimary;
-
-    use super::*;
-
-    fn says(primary: &str, epoch: u64, now: Instant) -> Answer {
-        Answer {
-            testimony: Testimony {
-                primary: Some(Endpoint::new(primary, 1)),
-                monitored: MonitoredPrimary {
-                    config_epoch: epoch,
-                    run_id: None,
-                    other_sentinels: 2,
-                    quorum: 2,
-                    subjectively_down: false,
-                    objectively_down: false,
-                    failing_over: false,
-                },
-                sentinel: None,
-                asked: now,
-            },
-            peers: Vec::new(),
-            replicas: None,
-        }
-    }
-
-    fn discovery(seeds: &[Endpoint]) -> Discovery {
-        let target = SentinelTarget {
-            seeds: seeds.to_vec(),
-            service: "main".into(),
-        };
-        Discovery::new(&target, clock::now())
-    }
-
-    fn replica(host: &str, in_sync: bool) -> SentinelReplica {
-        SentinelReplica {
-            endpoint: Endpoint::new(host, 1),
-            run_id: None,
-            in_sync,
-            offset: 0,
-            priority: Some(100),
-        }
-    }
-
-    #[test]
-    fn t20_replicas_are_those_of_the_primary_that_is_believed_and_those_that_are_away() {
-        let seeds = [Endpoint::new("s", 1)];
-        let discovery = discovery(&seeds);
-        let now = clock::now();
-        let mut first = says("a", 1, now);
-        first.replicas = Some(vec![replica("b", true), replica("c", false)]);
-        discovery.hear(&seeds[0], first, now);
-        *discovery.replicas.lock() = Some(vec![ReplicaStatus {
-            address: "b:1".into(),
-            in_sync: true,
-            lag_bytes: Some(7),
-            priority: None,
-        }]);
-        let told = discovery.status(now).replicas;
-        let facts = |one: &ReplicaStatus| (one.address.clone(), one.in_sync, one.lag_bytes);
-        let told: Vec<_> = told.iter().map(facts).collect();
-        let want = [
-            ("b:1".to_owned(), true, Some(7)),
-            ("c:1".to_owned(), false, None),
-        ];
-        assert_eq!(told, want);
-        // The primary tells of them no more: the sentinel's word stands, for a while.
-        let is_known = |at| discovery.status(at).replicas_known;
-        assert!(is_known(now + REPLICAS_FRESH * 2));
-        *discovery.replicas.lock() = None;
-        let in_sync = |at| {
-            let replicas = discovery.status(at).replicas;
-            replicas.iter().map(|one| one.in_sync).collect::<Vec<_>>()
-        };
-        assert_eq!(in_sync(now), [true, false]);
-        assert_eq!(in_sync(now + REPLICAS_FRESH * 2), [false, false]);
-        // Nobody has told of them since: that is no word that they are away.
-        assert_eq!(
-            (is_known(now), is_known(now + REPLICAS_FRESH * 2)),
-            (true, false)
-        );
-        // Another primary: what was said of the old one's replicas is over.
-        discovery.hear(&seeds[0], says("b", 2, now), now);
-        assert!(discovery.status(now).replicas.is_empty());
-    }
-
-    #[test]
-    fn t17_the_sentinels_of_the_url_are_known_before_any_of_them_names_a_primary() {
-        let seeds: Vec<_> = (1..4).map(|port| Endpoint::new("s", port)).collect();
-        let discovery = discovery(&seeds);
-        let now = clock::now();
-        let known = || {
-            let status = discovery.status(now);
-            (status.votes, status.voters, status.sentinels.len())
-        };
-        assert_eq!(known(), (0, 3, 3));
-        let mut nothing = says("a", 0, now);
-        nothing.testimony.primary = None;
-        discovery.hear(&seeds[0], nothing, now);
-        assert_eq!(known(), (0, 3, 3));
-    }
-
-    #[test]
-    fn t17_a_sentinel_that_is_not_heard_says_so_and_each_shows_what_it_names() {
-        let seeds = [Endpoint::new("s", 1)];
-        let discovery = discovery(&seeds);
-        let now = clock::now();
-        let peer = Endpoint::new("p", 2);
-        let mut answer = says("a", 3, now);
-        answer.peers = vec![PeerSentinel {
-            endpoint: peer.clone(),
-            run_id: Some("its-id".into()),
-        }];
-        discovery.hear(&seeds[0], answer, now);
-        let mut other = says("b", 9, now);
-        other.testimony.sentinel = Some("another-id".into());
-        discovery.hear(&peer, other, now);
-        let status = discovery.status(now);
-        assert_eq!(status.primary.as_deref(), Some("a:1"));
-        let [stranger, seed] = &status.sentinels[..] else {
-            panic!("{status:?}");
-        };
-        let error = stranger.error.as_deref().unwrap_or_default();
-        assert!(error.contains("not heard"), "{stranger:?}");
-        assert_eq!((seed.names.as_deref(), seed.epoch), (Some("a:1"), Some(3)));
-        assert_eq!((seed.quorum, seed.error.as_deref()), (Some(2), None));
-    }
-
-    #[test]
-    fn t19_what_was_proven_of_the_old_primary_proves_nothing_of_the_new_one() {
-        let seeds: Vec<_> = (1..4).map(|port| Endpoint::new("s", port)).collect();
-        let now = clock::now();
-        let discovery = discovery(&seeds);
-        let says = |primary: &str, epoch| says(primary, epoch, now);
-        let within = Duration::from_secs(60);
-        assert!(!discovery.is_proven(within, now));
-        for seed in &seeds {
-            discovery.hear(seed, says("a", 1), now);
-        }
-        assert!(discovery.is_proven(within, now));
-        let switch = discovery.hear(&seeds[0], says("b", 2), now);
-        assert!(switch.is_some(), "one word is enough to switch");
-        assert!(!discovery.is_proven(within, now), "and not to write");
-        discovery.hear(&seeds[1], says("b", 2), now);
-        assert!(discovery.is_proven(within, now));
-    }
-}
+mod tests;

@@ -23,22 +23,11 @@ use redis::Value;
 use thiserror::Error;
 
 pub use self::batch::{Batch, Terms};
-pub use self::lapses::Lapse;
+pub use self::lapses::{Lapse, Watch};
 pub use self::pieces::PIECE;
 use self::pieces::{KEEP_BYTES, Pieces};
 use crate::certainty::Certainty;
 use crate::resp::{DecodeError, Decoder, Limits};
-
-/// The times after which a connection is doubtful, is unresponsive, and is worth a heartbeat.
-#[derive(Clone, Copy, Debug)]
-pub struct Watch {
-    /// No sign of life for so long while requests wait: doubtful.
-    pub doubtful: Duration,
-    /// No sign of life for so long while requests wait: unresponsive.
-    pub response_idle_timeout: Duration,
-    /// No request for so long: a heartbeat is due.
-    pub heartbeat: Duration,
-}
 
 /// The answer to a request.
 #[derive(Debug, PartialEq)]

@@ -1,6 +1,9 @@
 //! The plan of a call, made before it is sent: may it run here, what would a repeat do, does
 //! it block, which connection serves it?
 
+mod encoding;
+mod route;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +13,13 @@ use steadfast_core::command::{
 };
 use steadfast_core::conn::Reply;
 use steadfast_core::redis_rs::{self, CommandRef};
-use steadfast_core::resp::encode;
 use steadfast_core::split::Portion;
 
+pub(crate) use self::encoding::Asking;
+use self::route::{Route, Router, route_of};
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::link::crossing::LinkSet;
 use crate::options::CallOptions;
-use crate::wire::queue::{Encode, SharedPlaces, TxStep, TxSteps};
+use crate::wire::queue::{SharedPlaces, TxStep, TxSteps};
 
 /// The commands of a call.
 #[derive(Clone, Copy)]
@@ -60,15 +63,6 @@ pub(crate) struct Plan {
     pub(crate) asking: bool,
     /// The places of the call that it is a part of, if its parts share them.
     pub(crate) places: Option<Arc<SharedPlaces>>,
-}
-
-/// The connection that serves a call, and those that its keys belong to.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Route {
-    pub(crate) link: usize,
-    pub(crate) links: LinkSet,
-    /// Whether the keys belong to several connections, or are not all known.
-    pub(crate) crosses: bool,
 }
 
 /// The time after its own timeout in which a blocking command may still be answered.
@@ -169,31 +163,6 @@ impl<'a> Payload<'a> {
     }
 }
 
-impl Encode for Payload<'_> {
-    fn size(&self) -> usize {
-        match self {
-            Self::Command(cmd) => encode::most_bytes(*cmd),
-            Self::Pipeline(pipeline) => {
-                let commands: usize = pipeline.cmd_iter().map(encode::most_bytes).sum();
-                commands + MULTI.len() + EXEC.len()
-            }
-            Self::Portions(portions) => portions.iter().map(|portion| portion.most_bytes()).sum(),
-        }
-    }
-
-    /// Appends its bytes; returns the length past which it may have had an effect.
-    fn encode(self, out: &mut Vec<u8>) -> usize {
-        match self {
-            Self::Command(cmd) => {
-                encode::redis_cmd(cmd, out);
-                out.len()
-            }
-            Self::Pipeline(pipeline) => encode_pipeline(pipeline, out),
-            Self::Portions(portions) => encode_portions(portions, out),
-        }
-    }
-}
-
 impl Plan {
     fn allowed(self, class: &Class, shared_connection: bool) -> Result<Self, Error> {
         match class.shared {
@@ -272,73 +241,6 @@ fn classify<'a>(cmd: impl Into<CommandRef<'a>>) -> Result<Class, Error> {
     Ok(command::classify(cmd.arguments()))
 }
 
-/// Finds the route of commands that go together.
-#[derive(Default)]
-struct Router {
-    first: Option<usize>,
-    links: LinkSet,
-    crosses: bool,
-}
-
-impl Router {
-    fn add<'a>(self, cmd: impl Into<CommandRef<'a>>, class: &Class, links: usize) -> Self {
-        if links == 1 {
-            return self;
-        }
-        self.add_arguments(command::arguments(cmd), class, links)
-    }
-
-    fn add_arguments<'a>(
-        mut self,
-        arguments: impl Iterator<Item = &'a [u8]> + Clone,
-        class: &Class,
-        links: usize,
-    ) -> Self {
-        if command::reaches_further(class) {
-            self.links = LinkSet::ALL;
-            self.crosses = true;
-        }
-        for key in command::key_names(arguments) {
-            let link = link_of_key(key, links);
-            self.links = self.links.with(link);
-            self.crosses |= *self.first.get_or_insert(link) != link;
-        }
-        self
-    }
-
-    /// A key always takes the same connection; commands without keys, and those that cross, take
-    /// the first.
-    fn route(self) -> Route {
-        let link = self.first.filter(|_| !self.crosses).unwrap_or(0);
-        Route {
-            link,
-            links: self.links.with(link),
-            crosses: self.crosses,
-        }
-    }
-}
-
-/// Returns the connection of a key: always the same one, so that its commands keep their order.
-/// Keys with the same hash tag (`{…}`) go together, as in a cluster.
-fn link_of_key(key: &[u8], links: usize) -> usize {
-    let tag = hash_tag(key);
-    // FNV-1a: short, spreads well enough over a handful of connections.
-    let hash = tag.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    (hash % links as u64) as usize
-}
-
-fn hash_tag(key: &[u8]) -> &[u8] {
-    let Some(open) = key.iter().position(|byte| *byte == b'{') else {
-        return key;
-    };
-    match key[open + 1..].iter().position(|byte| *byte == b'}') {
-        Some(length) if length > 0 => &key[open + 1..open + 1 + length],
-        _ => key,
-    }
-}
-
 fn plan_pipeline(
     pipeline: &Pipeline,
     links: usize,
@@ -376,18 +278,6 @@ fn plan_pipeline(
     Ok(plan)
 }
 
-/// The route of what goes to one node together.
-fn route_of(portions: &[Portion<'_>], links: usize) -> Route {
-    let mut router = Router::default();
-    if links > 1 {
-        for portion in portions {
-            let arguments = portion.arguments().into_iter();
-            router = router.add_arguments(arguments, &portion.classify(), links);
-        }
-    }
-    router.route()
-}
-
 fn longer(a: Option<BlockFor>, b: Option<BlockFor>) -> Option<BlockFor> {
     match (a, b) {
         (Some(BlockFor::Time(a)), Some(BlockFor::Time(b))) => {
@@ -417,55 +307,11 @@ pub(crate) fn many(reply: Reply) -> Vec<Value> {
     }
 }
 
-/// A payload behind an ASKING, in one piece: nothing comes between the two.
-pub(crate) struct Asking<'a>(pub(crate) Payload<'a>);
-
-impl Encode for Asking<'_> {
-    fn size(&self) -> usize {
-        ASKING.len() + self.0.size()
-    }
-
-    fn encode(self, out: &mut Vec<u8>) -> usize {
-        out.extend_from_slice(ASKING);
-        self.0.encode(out)
-    }
-}
-
-/// The portions one after the other; returns the length past which one may have had an effect.
-fn encode_portions(portions: &[Portion<'_>], out: &mut Vec<u8>) -> usize {
-    let mut first_end = None;
-    for portion in portions {
-        portion.encode(out);
-        first_end.get_or_insert(out.len());
-    }
-    first_end.unwrap_or(out.len())
-}
-
-const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
-const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
-const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
-
-fn encode_pipeline(pipeline: &Pipeline, out: &mut Vec<u8>) -> usize {
-    let transaction = pipeline.is_transaction();
-    if transaction {
-        out.extend_from_slice(MULTI);
-    }
-    let mut first_end = None;
-    for cmd in redis_rs::commands(pipeline) {
-        encode::redis_cmd(cmd, out);
-        first_end.get_or_insert(out.len());
-    }
-    if transaction {
-        // Nothing of a transaction runs before its EXEC has arrived whole.
-        out.extend_from_slice(EXEC);
-        return out.len();
-    }
-    first_end.unwrap_or(out.len())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::route::{hash_tag, link_of_key};
     use super::*;
+    use crate::wire::queue::Encode;
 
     #[test]
     fn keys_with_one_hash_tag_share_a_connection() {

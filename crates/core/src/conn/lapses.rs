@@ -6,6 +6,17 @@ use std::time::{Duration, Instant};
 use super::{Conn, Told, Waiting};
 use crate::certainty::Certainty;
 
+/// The times after which a connection is doubtful, is unresponsive, and is worth a heartbeat.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    /// No sign of life for so long while requests wait: doubtful.
+    pub doubtful: Duration,
+    /// No sign of life for so long while requests wait: unresponsive.
+    pub response_idle_timeout: Duration,
+    /// No request for so long: a heartbeat is due.
+    pub heartbeat: Duration,
+}
+
 /// Something that became due with time.
 #[derive(Debug)]
 pub enum Lapse<T> {

@@ -253,8 +253,8 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// Takes all commands of these slots out, for a pipeline of each, which goes its own way until
     /// it is [joined](Self::join) to this one again. Commands keep their numbers.
     ///
-    /// Each command is moved once, however many slots there are: what waits for very many slots, and
-    /// goes on in one after the other, costs no more than what goes at once.
+    /// Each command is moved once, however many slots there are: what waits for very many slots,
+    /// and goes on in one after the other, costs no more than what goes at once.
     #[must_use]
     pub fn divide(&mut self, slots: impl IntoIterator<Item = Slot>) -> BTreeMap<Slot, Self> {
         let slots = slots.into_iter().map(|slot| (slot, self.emptied()));

@@ -13,39 +13,32 @@
 //! A replica does not know of a migration, and says of a key that has gone ahead of its slot that
 //! there is none. So what is not there by the word of a replica is asked of the primary.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod commands;
+mod measuring;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use futures_util::StreamExt;
-use futures_util::future::join_all;
-use futures_util::stream::FuturesUnordered;
-use redis::{Cmd, Value};
-use steadfast_core::command::{self, Effect, Errors};
+use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
-use steadfast_core::report::InfoReplication;
 use steadfast_core::slot::{KeySet, Slot};
-use steadfast_core::topology::MemberIndex;
 use tokio::sync::Notify;
 
+use self::commands::{is_something, may_be_stale};
+pub(crate) use self::measuring::keep_measured;
 use super::Cluster;
 use super::limits::Limits;
 use super::node::Node;
 use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan};
-use crate::clock;
 use crate::error::{Error, ErrorKind};
 use crate::link::ConnectionState;
-use crate::metrics;
 use crate::options::{CallOptions, ReadFrom};
 use crate::own_writes::OwnWrites;
-
-/// The number of times that replicas are measured within the age that is allowed.
-const TIMES: u32 = 4;
-/// The moments of a primary's history that are kept.
-const MARKS: usize = 8;
+use crate::{clock, metrics};
 
 /// The state that there is only where replicas are read from.
 #[derive(Default)]
@@ -87,21 +80,6 @@ impl Measured {
 fn epochs(node: &Node) -> impl Iterator<Item = u64> {
     let links = &node.client.inner.shared.links;
     links.iter().map(|link| link.epoch())
-}
-
-/// How long the history of a primary was at a moment, by an answer to a question that was sent
-/// after it.
-struct Mark {
-    at: Instant,
-    history: Arc<str>,
-    offset: u64,
-}
-
-/// A primary and its replicas, as they were measured.
-struct Family {
-    primary: u16,
-    measured: Vec<Measured>,
-    marks: VecDeque<Mark>,
 }
 
 impl On {
@@ -263,180 +241,16 @@ impl Cluster {
         let (one, left) = fit.get(turn.checked_rem(fit.len())?)?;
         Some(((*one).clone(), *left))
     }
-
-    /// The primaries that have replicas, and these.
-    fn families(&self) -> BTreeMap<u16, Vec<u16>> {
-        let known = self.known.lock();
-        let topology = &known.topology;
-        let mut families: BTreeMap<u16, Vec<u16>> = BTreeMap::new();
-        for (index, member) in topology.members() {
-            let serves = member.is_present && !member.is_failing && !member.is_primary;
-            let primary = member.follows.as_ref().filter(|_| serves);
-            let Some(primary) = primary.and_then(|id| topology.find(id)) else {
-                continue;
-            };
-            let primary = MemberIndex::number(primary);
-            families.entry(primary).or_default().push(index.number());
-        }
-        families
-    }
-
-    /// Measures the replicas of each primary again and again, for ever. A family that takes its
-    /// time holds no other up.
-    async fn measure(&self, on: &On) {
-        let mut marks: BTreeMap<u16, VecDeque<Mark>> = BTreeMap::new();
-        let mut under_way = FuturesUnordered::new();
-        let mut busy: BTreeSet<u16> = BTreeSet::new();
-        loop {
-            let next = clock::now() + self.settings().max_lag / TIMES;
-            let families = self.families();
-            on.forget_but(&families);
-            marks.retain(|primary, _| families.contains_key(primary));
-            for (primary, replicas) in families {
-                if busy.insert(primary) {
-                    let marks = marks.remove(&primary).unwrap_or_default();
-                    under_way.push(self.measure_family(primary, replicas, marks));
-                }
-            }
-            while let Some(ended) = clock::timeout_at(next, under_way.next()).await.flatten() {
-                on.keep(ended.primary, ended.measured);
-                marks.insert(ended.primary, ended.marks);
-                busy.remove(&ended.primary);
-            }
-            clock::sleep_until(next).await;
-        }
-    }
-
-    async fn measure_family(
-        &self,
-        primary: u16,
-        replicas: Vec<u16>,
-        mut marks: VecDeque<Mark>,
-    ) -> Family {
-        let at = clock::now();
-        if let Ok(Some(node)) = self.node(primary)
-            && let Some(said) = self.ask_history(&node).await
-            && said.is_primary
-        {
-            marks.truncate(MARKS - 1);
-            marks.push_front(Mark {
-                at,
-                history: said.history,
-                offset: said.offset,
-            });
-        }
-        let asks = replicas.iter().map(|number| async {
-            let node = self.replica(*number).ok().flatten()?;
-            let before: Arc<[u64]> = epochs(&node).collect();
-            let said = self.ask_history(&node).await?;
-            Some((node, before, said))
-        });
-        let answers = join_all(asks).await.into_iter().flatten();
-        let measured = answers.filter_map(|(node, epochs, said)| {
-            let proven = proven(&marks, &said)?;
-            Some(Measured {
-                of: primary,
-                node,
-                epochs,
-                proven,
-            })
-        });
-        Family {
-            primary,
-            measured: measured.collect(),
-            marks,
-        }
-    }
-
-    async fn ask_history(&self, node: &Node) -> Option<InfoReplication> {
-        let ask = redis::cmd("INFO").arg("replication").to_owned();
-        let payload = Payload::Command(&ask);
-        let plan = payload.plan(1, true).ok()?;
-        // One that hangs does not hold up what is measured of others.
-        let limits = Limits::new(self.settings().max_lag / TIMES);
-        let options = CallOptions::new().attempts(1);
-        let answer = node.attempt(payload, plan, &options, limits.of_attempt(0));
-        let text = match answer.await.ok()? {
-            Reply::One(Value::BulkString(text)) => String::from_utf8(text).ok()?,
-            Reply::One(Value::VerbatimString { text, .. }) => text,
-            _ => return None,
-        };
-        InfoReplication::read(&text).ok()
-    }
-}
-
-/// Measures replicas from when the first call wants to read from them. Ends with the client.
-pub(crate) async fn keep_measured(cluster: Arc<Cluster>) {
-    let measure = async {
-        let on = cluster.reads.begun().await;
-        cluster.measure(on).await;
-    };
-    tokio::select! {
-        biased;
-        () = cluster.shared.closing() => {}
-        () = measure => {}
-    }
-}
-
-/// The latest moment of which a replica that says this has everything.
-fn proven(marks: &VecDeque<Mark>, said: &InfoReplication) -> Option<Instant> {
-    let has = |mark: &&Mark| mark.history == said.history && mark.offset <= said.offset;
-    marks.iter().filter(has).map(|mark| mark.at).max()
-}
-
-/// Whether a replica may answer: to what only reads by the table of commands, of one key or by
-/// MGET, and means the same on each server. A cursor does not, nor what is known of how a key is
-/// kept.
-fn may_be_stale(cmd: &Cmd) -> bool {
-    const OWN: [&str; 8] = [
-        "TOUCH",
-        "HSCAN",
-        "SSCAN",
-        "ZSCAN",
-        "OBJECT ENCODING",
-        "OBJECT FREQ",
-        "OBJECT IDLETIME",
-        "OBJECT REFCOUNT",
-    ];
-    let class = command::classify(command::arguments(cmd));
-    let mut keys = command::key_names(command::arguments(cmd));
-    let (first, second) = (keys.next(), keys.next());
-    class.effect == Effect::Read
-        && class.blocking.is_none()
-        && class.errors == Errors::Refuse
-        && !OWN.contains(&class.name)
-        && first.is_some()
-        && (second.is_none() || class.name == "MGET")
-}
-
-/// Whether an answer can come only from where the keys are.
-fn is_something(cmd: &Cmd, answer: &Reply) -> bool {
-    let Reply::One(answer) = answer else {
-        return false;
-    };
-    match (command::classify(command::arguments(cmd)).name, answer) {
-        ("MGET", Value::Array(values)) => !values.contains(&Value::Nil),
-        _ => !is_nothing(answer),
-    }
-}
-
-/// Whether it may be the answer for a key that is not there, whichever command was asked.
-fn is_nothing(answer: &Value) -> bool {
-    match answer {
-        Value::Nil | Value::Boolean(false) | Value::ServerError(_) => true,
-        Value::Int(number) => *number <= 0,
-        Value::Double(number) => *number == 0.0,
-        Value::BulkString(text) => text.is_empty(),
-        Value::SimpleString(text) => text == "none",
-        Value::VerbatimString { text, .. } => text.is_empty(),
-        Value::Array(values) | Value::Set(values) => values.iter().all(is_nothing),
-        Value::Map(pairs) => pairs.is_empty(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use redis::{Cmd, Value};
+    use steadfast_core::report::InfoReplication;
+
+    use super::measuring::{Mark, proven};
     use super::*;
 
     fn cmd(words: &str) -> Cmd {

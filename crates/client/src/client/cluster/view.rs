@@ -3,160 +3,21 @@
 //! The lock is held by discovery, by redirects and by the start of a node, never by a call whose
 //! slot has a node.
 
-use std::sync::Arc;
-use std::time::Instant;
+mod naming;
+mod redirects;
 
-use steadfast_core::node::{AnnouncedHost, Endpoint, NodeId};
-use steadfast_core::redirect::{Redirect, Routing};
-use steadfast_core::report::{ClusterReport, Migration, MigrationKind};
+use std::sync::Arc;
+
+use steadfast_core::node::{Endpoint, NodeId};
 use steadfast_core::slot::Slot;
-use steadfast_core::topology::{Changes, Member, MemberIndex, Moved, Topology, Trigger, View};
+use steadfast_core::topology::{Changes, Member, MemberIndex, Topology, View};
 
 use super::node::Node;
-use super::whereabouts::MemberFacts;
-use super::{Aim, Cluster, Known};
+use super::{Cluster, Known};
 use crate::clock;
 use crate::link::ConnectionState;
-use crate::resolve::is_name;
 
 impl Cluster {
-    /// Takes in a MOVED that a node has answered to a command which was `sent` then. Returns where
-    /// the command goes on; `None` if nobody knows yet.
-    pub(super) fn moved(&self, by: &Node, redirect: &Redirect, sent: Instant) -> Option<Aim> {
-        let redirect = self.translated(redirect);
-        let now = clock::now();
-        let asked = &by.endpoint().host;
-        let mut known = self.known.lock();
-        let Some(index) = self.index_of(&known.topology, by) else {
-            drop(known);
-            self.trigger(Trigger::Contradiction);
-            return Some(Aim::Owner);
-        };
-        let moved = known.topology.moved(index, &redirect, asked, sent, now);
-        if let Moved::Patched(target) = moved {
-            self.publish_member(&mut known, target);
-        }
-        let owner = known.topology.owner(redirect.slot);
-        drop(known);
-        // Who has told of the new owner before may not have come to hand the slot over yet: a
-        // command that went by the routes would go to the old owner again, and use up its redirects
-        // there.
-        let routed = self.routes.owner(redirect.slot);
-        if owner.map(MemberIndex::number) != routed {
-            self.hand_over([redirect.slot]);
-        }
-        if !matches!(moved, Moved::Known(_)) {
-            self.trigger(Trigger::Contradiction);
-        }
-        match moved {
-            Moved::Patched(_) | Moved::Known(_) => Some(Aim::Owner),
-            // What was known when it was sent is known better now.
-            Moved::Hint if owner.is_some_and(|owner| owner != index) => Some(Aim::Owner),
-            Moved::Hint => Some(Aim::At {
-                endpoint: redirect.endpoint(asked)?,
-                asking: false,
-            }),
-            Moved::ToItself => {
-                by.reconnect("its name leads to another node now");
-                Some(Aim::Owner)
-            }
-            Moved::Nowhere => None,
-        }
-    }
-
-    /// Returns where a script goes on that was answered MOVED. The words may be its own, so nothing
-    /// is learnt from them but that it is time to ask.
-    pub(super) fn pointed(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
-        self.trigger(Trigger::Doubt);
-        let endpoint = self.translated(redirect).endpoint(&by.endpoint().host)?;
-        Some(Aim::At {
-            endpoint,
-            asking: false,
-        })
-    }
-
-    /// Whether this is a redirect to the node that was asked.
-    pub(super) fn leads_to(&self, routing: &Routing, asked: &Node) -> bool {
-        let (Routing::Moved(redirect) | Routing::Ask(redirect)) = routing else {
-            return false;
-        };
-        let at = asked.endpoint();
-        let named = self.translated(redirect).endpoint(&at.host);
-        named.is_some_and(|named| named == at || self.find_at(&named) == Some(asked.number))
-    }
-
-    /// Notes that a node has said by an ASK just now where a slot goes.
-    pub(super) fn note_ask(&self, by: &Node, redirect: &Redirect) {
-        let named = self.translated(redirect).endpoint(&by.endpoint().host);
-        let endpoint = named.or_else(|| self.importing(by, redirect));
-        if let Some(to) = endpoint.and_then(|endpoint| self.find_at(&endpoint)) {
-            self.asked.note(redirect.slot, to, clock::now());
-        }
-    }
-
-    /// Returns where a command goes that was answered ASK.
-    pub(super) fn asked(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
-        let named = self.translated(redirect).endpoint(&by.endpoint().host);
-        let endpoint = named.or_else(|| self.importing(by, redirect))?;
-        Some(Aim::At {
-            endpoint,
-            asking: true,
-        })
-    }
-
-    /// Where the node is that a slot goes to, by the word of the one that it leaves; for a redirect
-    /// that names no host. That is so where nodes prefer to be dialled by their names, and one has
-    /// none. `None` if the node has to be asked first.
-    fn importing(&self, by: &Node, redirect: &Redirect) -> Option<Endpoint> {
-        let mut known = self.known.lock();
-        let told = known.migrations.get(&by.id).into_iter().flatten();
-        let leaves =
-            |one: &&Migration| one.slot == redirect.slot && one.kind == MigrationKind::Migrating;
-        let to = told.rev().find(leaves);
-        let to = to.and_then(|one| known.topology.find(&one.other));
-        let endpoint = to.and_then(|to| known.topology.member(to).endpoint.clone());
-        if endpoint.is_none() {
-            known.to_ask.insert(by.id.clone());
-            drop(known);
-            self.trigger(Trigger::Contradiction);
-        }
-        endpoint
-    }
-
-    /// The places of the nodes that have to be asked themselves. Each is, once.
-    pub(super) fn to_be_asked(&self) -> Vec<Endpoint> {
-        let mut known = self.known.lock();
-        let ids = std::mem::take(&mut known.to_ask).into_iter();
-        let members = ids.filter_map(|id| known.topology.find(&id));
-        let endpoint = |at| known.topology.member(at).endpoint.clone();
-        members.filter_map(endpoint).collect()
-    }
-
-    /// Notes which slots the node that has answered says are on their way.
-    fn note_migrations(known: &mut Known, view: &View) {
-        let mut nodes = view.report.nodes.iter();
-        let Some(own) = nodes.find(|node| node.is_myself) else {
-            return;
-        };
-        let Some(id) = own
-            .id
-            .as_ref()
-            .filter(|id| known.topology.find(id).is_some())
-        else {
-            return;
-        };
-        match own.migrations.is_empty() {
-            true => drop(known.migrations.remove(id)),
-            false => drop(known.migrations.insert(id.clone(), own.migrations.clone())),
-        }
-    }
-
-    /// The place of the node at an endpoint that a redirect has named.
-    pub(super) fn find_at(&self, endpoint: &Endpoint) -> Option<u16> {
-        let known = self.known.lock();
-        known.topology.find_at(endpoint).map(MemberIndex::number)
-    }
-
     /// Whether a subscriber is at the wrong node there, at an endpoint of either of these names: by
     /// the newest view it is no member, or the others agree that it is away, and one is not.
     pub(super) fn is_left(&self, at: &Endpoint, or_at: &Endpoint) -> bool {
@@ -185,46 +46,6 @@ impl Cluster {
 
     fn index_of(&self, topology: &Topology, node: &Node) -> Option<MemberIndex> {
         topology.find(&node.id)
-    }
-
-    pub(super) fn translated(&self, redirect: &Redirect) -> Redirect {
-        let AnnouncedHost::Named(host) = &redirect.host else {
-            return redirect.clone();
-        };
-        let announced = Endpoint {
-            host: Arc::clone(host),
-            port: redirect.port,
-        };
-        let Endpoint { host, port } = self.settings().translation.of(announced);
-        Redirect {
-            slot: redirect.slot,
-            host: AnnouncedHost::Named(host),
-            port,
-        }
-    }
-
-    /// Translates the addresses that nodes announce.
-    pub(super) fn translate(&self, report: &mut ClusterReport) {
-        for node in &mut report.nodes {
-            let AnnouncedHost::Named(host) = &node.host else {
-                continue;
-            };
-            let port = match (self.speaks_tls(), node.tls_port) {
-                (true, Some(port)) => port,
-                _ => node.port,
-            };
-            let translated = |host: &Arc<str>| {
-                let host = Arc::clone(host);
-                self.settings().translation.of(Endpoint { host, port })
-            };
-            let Endpoint { host, port: at } = translated(host);
-            let others = node.other_hosts.iter().map(translated);
-            let others = others.filter(|other| other.port == at);
-            node.other_hosts = others.map(|other| other.host).collect();
-            node.host = AnnouncedHost::Named(host);
-            node.port = at;
-            node.tls_port = None;
-        }
     }
 
     /// Takes in the answer of a node.
@@ -321,60 +142,6 @@ impl Cluster {
         }
     }
 
-    /// Lets calls find a node, under the name and address that it has now.
-    fn publish_member(&self, known: &mut Known, index: MemberIndex) {
-        let member = known.topology.member(index);
-        let facts = self.facts_of(member);
-        if let Some(old) = self.routes.settle(index.number(), facts) {
-            old.retire(false, &self.left_behind);
-        }
-    }
-
-    fn facts_of(&self, member: &Member) -> Option<MemberFacts> {
-        let endpoint = member.endpoint.clone()?;
-        Some(MemberFacts {
-            id: member.id.clone()?,
-            name_in_certificate: self.name_in_certificate(&endpoint, member.hostname.as_ref()),
-            endpoint,
-        })
-    }
-
-    /// The name that a certificate is expected to carry where the host is a bare IP address: the
-    /// announced host name, else the first name among the seeds, by which a person knows the
-    /// cluster. `None`: the host itself.
-    pub(super) fn name_in_certificate(
-        &self,
-        endpoint: &Endpoint,
-        hostname: Option<&Arc<str>>,
-    ) -> Option<Arc<str>> {
-        if is_name(&endpoint.host) {
-            return None;
-        }
-        let of_seed = || {
-            let seed = self.seeds.iter().find(|seed| is_name(&seed.host));
-            seed.map(|seed| Arc::clone(&seed.host))
-        };
-        hostname
-            .filter(|name| is_name(name))
-            .cloned()
-            .or_else(of_seed)
-    }
-
-    fn name_nodes(&self, known: &Known) {
-        for node in self.routes.nodes() {
-            if let Some((index, _)) = known.topology.nth(node.number) {
-                node.name(&ranges(&known.topology, index));
-            }
-        }
-    }
-
-    /// The slots of the node at this place, for people.
-    pub(super) fn slots_of(&self, number: u16) -> String {
-        let known = self.known.lock();
-        let index = known.topology.nth(number).map(|(index, _)| index);
-        index.map_or_else(String::new, |index| ranges(&known.topology, index))
-    }
-
     /// Tells the state of the whole from that of the owners of slots.
     pub(crate) fn tell_state(&self) {
         let owners = self.routes.owners();
@@ -411,18 +178,6 @@ impl Cluster {
         }
     }
 
-    /// The place of a slot's owner.
-    pub(crate) fn number_of(&self, slot: Slot) -> Option<u16> {
-        self.routes.owner(slot)
-    }
-
-    /// The address of a slot's owner.
-    pub(crate) fn address_of(&self, slot: Slot) -> Option<String> {
-        let place = self.routes.place(self.routes.owner(slot)?)?;
-        let member = place.member.as_ref()?;
-        Some(member.endpoint.to_string())
-    }
-
     /// The state of the connection to the owner of a slot.
     pub(super) fn state_of(&self, slot: Slot) -> ConnectionState {
         match self.routes.owner(slot) {
@@ -446,29 +201,14 @@ impl Cluster {
     }
 }
 
-/// The most ranges that are told of one node.
-const RANGES: usize = 8;
-
-fn ranges(topology: &Topology, index: MemberIndex) -> String {
-    let ranges = topology.slots_of(index);
-    let mut told: Vec<String> = ranges
-        .iter()
-        .take(RANGES)
-        .map(ToString::to_string)
-        .collect();
-    if ranges.len() > RANGES {
-        told.push(format!("and {} ranges more", ranges.len() - RANGES));
-    }
-    told.join(", ")
-}
-
 #[cfg(test)]
 mod tests {
-    use steadfast_core::redirect::Routing;
+    use steadfast_core::redirect::{Redirect, Routing};
     use steadfast_core::report::ClusterReport;
-    use steadfast_core::topology::Explained;
+    use steadfast_core::topology::{Explained, Moved};
 
     use super::*;
+    use crate::client::cluster::Aim;
 
     fn redirect(line: &str) -> Redirect {
         match Routing::of("MOVED", line) {

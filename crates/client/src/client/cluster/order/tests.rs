@@ -2,6 +2,8 @@ use std::future::ready;
 use std::pin::pin;
 use std::time::Duration;
 
+use steadfast_core::topology::Resubmission;
+
 use super::*;
 
 const FAR: Duration = Duration::from_secs(60);
