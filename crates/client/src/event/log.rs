@@ -62,6 +62,21 @@ fn log_aloud(connection: usize, kind: &EventKind) {
         EventKind::Replaced { cause, unknown } => {
             tracing::warn!(connection, %cause, unknown, "connection to redis replaced");
         }
+        EventKind::FailedOver { .. } | EventKind::OtherCluster { .. } => log_other_servers(kind),
+        EventKind::Flapping(state) => log_flapping(connection, state),
+        EventKind::FlappingEnded(state) => log_steady(connection, state),
+        EventKind::Recovered { .. }
+        | EventKind::Fenced { .. }
+        | EventKind::Reauthenticated
+        | EventKind::Closed { .. } => {
+            tracing::info!(connection, event = kind.name(), details = ?kind, "redis connection");
+        }
+    }
+}
+
+/// Tells that other servers are believed to serve, or are not.
+fn log_other_servers(kind: &EventKind) {
+    match kind {
         EventKind::FailedOver {
             from,
             to,
@@ -92,14 +107,7 @@ fn log_aloud(connection: usize, kind: &EventKind) {
             id,
             "no node of the cluster answers, and a seed leads to another one: taken for ours, made anew"
         ),
-        EventKind::Flapping(state) => log_flapping(connection, state),
-        EventKind::FlappingEnded(state) => log_steady(connection, state),
-        EventKind::Recovered { .. }
-        | EventKind::Fenced { .. }
-        | EventKind::Reauthenticated
-        | EventKind::Closed { .. } => {
-            tracing::info!(connection, event = kind.name(), details = ?kind, "redis connection");
-        }
+        _ => {}
     }
 }
 

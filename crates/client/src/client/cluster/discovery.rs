@@ -1,17 +1,16 @@
 //! Asks nodes who owns which slot: off the path of calls, one question at a time, and never too
 //! many. It never gives up, and forgets no seed.
 
-use std::collections::BTreeSet;
+mod asking;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use redis::Value;
 use steadfast_core::node::{Endpoint, NodeId};
 use steadfast_core::report::{ClusterInfo, ClusterReport};
 use steadfast_core::resp::Limits;
-use steadfast_core::topology::{Explained, Ignored, MemberIndex, Trigger, View};
+use steadfast_core::topology::{Explained, Ignored, Trigger, View};
 
 use super::Cluster;
 use super::answers::{ClusterAnswers, refused};
@@ -19,7 +18,6 @@ use crate::clock;
 use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;
 use crate::event::{EventItem, EventKind, Events};
-use crate::link::ConnectionState;
 use crate::link::alive::Alive;
 use crate::link::connect::{Exchange, Network, WaitsFor, ask_at_each, auth, within};
 use crate::wire::stream::Stream;
@@ -27,11 +25,14 @@ use crate::wire::words::{command, text};
 
 /// The number of nodes that are asked at the same time.
 pub(super) const AT_ONCE: usize = 3;
+
 /// How many times that many are asked, if there are so many, before a seed that leads to a cluster
 /// of strangers is believed.
 const WAVES: usize = 4;
+
 /// How many are asked besides in one discovery, for what only their own word decides.
 const AT_MOST: usize = 4 * AT_ONCE;
+
 /// How long the others of these may still answer once one has.
 const FOR_OTHERS: Duration = Duration::from_millis(100);
 
@@ -132,183 +133,6 @@ impl Cluster {
         self.wake.notify_one();
         // Should the runtime have ended in which discovery lived.
         let _ = self.shared.runtime();
-    }
-
-    /// Asks until a node has answered whose view counts, or all have been asked.
-    pub(super) async fn discover(self: &Arc<Self>) -> Explained {
-        self.discoveries
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut candidates = self.candidates();
-        let began = clock::now();
-        let mut disputed: BTreeSet<MemberIndex> = BTreeSet::new();
-        let (mut heard, mut changed) = (false, false);
-        let mut errors = Vec::new();
-        let mut foreign = Vec::new();
-        let mut waves = 0;
-        let given = self.given().await;
-        errors.extend(given.as_ref().err().map(ToString::to_string));
-        // What was given last may still be good, and nodes are asked only who serves.
-        let last = || self.last_given.lock().clone();
-        let given = given.or_else(|error| last().map(Some).ok_or(error));
-        if given.is_err() {
-            candidates.clear();
-        }
-        let credentials = given.as_ref().ok().and_then(Option::as_ref);
-        while !candidates.is_empty() && !heard && (foreign.is_empty() || waves < WAVES) {
-            waves += 1;
-            let wave = candidates.split_off(candidates.len().saturating_sub(AT_ONCE));
-            self.ask_each(wave, credentials, &mut errors, &mut |view: View| {
-                if self.is_foreign(&view) {
-                    foreign.push(view);
-                    return false;
-                }
-                let changes = self.believe(&view);
-                heard |= changes.ignored.is_none();
-                changed |= !changes.is_empty();
-                disputed.extend(changes.disputed);
-                true
-            })
-            .await;
-        }
-        // If none of those that were known is there any more, the cluster was made anew.
-        let made_anew = self.is_left_by_all_since(began);
-        for (nth, view) in foreign.iter().enumerate() {
-            if made_anew && (nth == 0 || !self.is_foreign(view)) {
-                if self.is_foreign(view) {
-                    self.tell_of_stranger(view, true);
-                }
-                let changes = self.believe(view);
-                heard |= changes.ignored.is_none();
-                changed |= !changes.is_empty();
-            } else if !made_anew {
-                self.tell_of_stranger(view, false);
-            }
-        }
-        // Their own word decides what others contradict each other about.
-        let mut asked: Vec<Endpoint> = {
-            let known = self.known.lock();
-            let members = disputed.iter().map(|index| known.topology.member(*index));
-            members
-                .filter_map(|member| member.endpoint.clone())
-                .collect()
-        };
-        asked.extend(self.doubted().iter().map(|node| node.endpoint()));
-        asked.extend(self.to_be_asked());
-        self.shared.rng().shuffle(&mut asked);
-        asked.truncate(if given.is_ok() { AT_MOST } else { 0 });
-        for wave in asked.chunks(AT_ONCE) {
-            self.ask_each(
-                wave.to_vec(),
-                credentials,
-                &mut errors,
-                &mut |view: View| {
-                    let counts = !self.is_foreign(&view);
-                    if counts {
-                        changed |= !self.believe(&view).is_empty();
-                    }
-                    counts
-                },
-            )
-            .await;
-        }
-        if !heard {
-            self.known.lock().error = Some(errors.join("; ").into());
-            self.tell_state();
-            self.version.send_modify(|version| *version += 1);
-        }
-        let in_doubt = !self.doubted().is_empty();
-        match heard && !in_doubt {
-            true if changed => Explained::Yes,
-            true if self.is_well() => Explained::AllWell,
-            _ => Explained::NotYet,
-        }
-    }
-
-    /// Whether every owner of slots that was asked for something serves.
-    fn is_well(&self) -> bool {
-        let owners = self.routes.owners();
-        let mut nodes = owners.iter().filter_map(|owner| self.routes.node(*owner));
-        self.routes.is_covered() && nodes.all(|node| node.client.state() == ConnectionState::Ready)
-    }
-
-    /// Whether a view is of another cluster than the one that is known, or of that one made anew.
-    fn is_foreign(&self, view: &View) -> bool {
-        self.known.lock().topology.is_foreign(view)
-    }
-
-    /// Whether no node has answered since then that knows a member, in service or not.
-    fn is_left_by_all_since(&self, began: Instant) -> bool {
-        let known = self.known.lock();
-        known.kin_heard.is_none_or(|heard| heard < began)
-    }
-
-    /// Tells, once of each node, that a seed leads to another cluster, and whether that one is
-    /// taken for ours, made anew. Its nodes may have got the addresses of ours.
-    fn tell_of_stranger(&self, view: &View, believed: bool) {
-        let mut nodes = view.report.nodes.iter();
-        let port = nodes.find(|node| node.is_myself).map(|node| node.port);
-        let address = match port {
-            Some(port) => format!("{}:{port}", view.host),
-            None => view.host.to_string(),
-        };
-        let id = view.by.as_ref().map_or("", NodeId::as_str).to_owned();
-        {
-            let strangers = &mut self.known.lock().strangers;
-            if strangers.len() == STRANGERS {
-                strangers.clear();
-            }
-            if !strangers.insert((id.clone(), believed)) {
-                return;
-            }
-        }
-        let told = EventKind::OtherCluster {
-            address,
-            id,
-            believed,
-        };
-        self.shared.hub.emit(0, told);
-    }
-
-    /// Asks these nodes, and hands on what they answer. The others of them may still answer for a
-    /// moment once one has whose answer counts.
-    async fn ask_each(
-        self: &Arc<Self>,
-        wave: Vec<Endpoint>,
-        credentials: Option<&Credentials>,
-        errors: &mut Vec<String>,
-        take_in: &mut (dyn FnMut(View) -> bool + Send),
-    ) {
-        let limit = self.settings().connect_timeout;
-        let asks = wave.into_iter().map(|endpoint| async move {
-            let (cluster, at) = (Arc::clone(self), endpoint.clone());
-            let credentials = credentials.cloned();
-            let ask = async move { cluster.ask(&at, credentials.as_ref()).await };
-            // DNS, and TCP, TLS and the answers of the slowest of its addresses.
-            let limit = limit.saturating_mul(4);
-            let answer = self.shared.apart(&self.asks, limit, ask).await;
-            (endpoint, answer)
-        });
-        let mut asks: FuturesUnordered<_> = asks.collect();
-        let mut until = None;
-        loop {
-            let next = asks.next();
-            let next = match until {
-                None => next.await,
-                Some(until) => clock::timeout_at(until, next).await.flatten(),
-            };
-            match next {
-                None => return,
-                Some((_, Ok(view))) => {
-                    if take_in(view) {
-                        until.get_or_insert(clock::now() + FOR_OTHERS);
-                    }
-                }
-                Some((endpoint, Err(error))) => {
-                    tracing::debug!(node = %endpoint, %error, "a node of the cluster cannot be asked");
-                    errors.push(format!("{endpoint}: {error}"));
-                }
-            }
-        }
     }
 
     /// Returns the nodes that may be asked, the likeliest last: primaries that are well, then all

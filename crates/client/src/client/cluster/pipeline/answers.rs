@@ -8,14 +8,15 @@ use steadfast_core::command::Effect;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
 use steadfast_core::slot::Slot;
 use steadfast_core::split::Failed;
-use steadfast_core::split::pipeline::Terms;
+use steadfast_core::split::pipeline::{SplitPipeline, Terms};
 use steadfast_core::topology::Trigger;
 
 use super::outlook::{Outlook, is_served_by_nobody};
 use super::round::Round;
-use super::{Aims, Voyage, Whole};
+use super::{Aims, PipelinePart, Voyage, Whole};
 use crate::call::Suspicion;
 use crate::client::cluster::Cluster;
+use crate::client::cluster::order::NOBODY;
 use crate::client::cluster::reach::is_for_want_of_a_primary;
 use crate::error::{Error, ErrorKind};
 
@@ -76,6 +77,35 @@ impl Answer {
     }
 }
 
+impl Round {
+    /// Returns the slots of which all has been answered by one node, and nothing by an error.
+    pub(super) fn served_by(
+        &self,
+        part: &PipelinePart,
+        answers: &[Answer],
+        split: &SplitPipeline<'_, Error>,
+    ) -> Vec<Slot> {
+        // What is held back is of a slot of others, and is to keep its place.
+        if self.holds {
+            return Vec::new();
+        }
+        let not_served = answers.iter().flat_map(Answer::not_served);
+        let not_served: BTreeSet<Slot> =
+            not_served.filter_map(|unit| split.slot_of(unit)).collect();
+        let here = part.node.unwrap_or(NOBODY);
+        let is_all = |at: usize| {
+            let ((slot, node), _) = &self.goes[at];
+            let next = self.goes.get(at + 1).map(|((slot, _), _)| slot);
+            let last = at.checked_sub(1).map(|at| &self.goes[at].0.0);
+            let is_alone = next != Some(slot) && last != Some(slot);
+            *node == here && is_alone && !self.asks.contains(&(*slot, *node))
+        };
+        let all = (0..self.goes.len()).filter(|at| is_all(*at));
+        let all = all.map(|at| self.goes[at].0.0);
+        all.filter(|slot| !not_served.contains(slot)).collect()
+    }
+}
+
 impl<'a> Voyage<'a> {
     /// Takes in what nodes have answered; false if nothing is sent again.
     pub(super) async fn take_in(
@@ -119,7 +149,9 @@ impl<'a> Voyage<'a> {
                     let is_owner = |unit: &usize| cluster.routes.owner(self.slot_of(*unit));
                     let stay = units.iter().copied();
                     let stay: Vec<_> = stay
-                        .filter(|unit| is_owner(unit) == part.node && !waits.contains(unit))
+                        .filter(|unit| {
+                            is_owner(unit) == part.node && waits.binary_search(unit).is_err()
+                        })
                         .collect();
                     next.unserved
                         .extend(waits.into_iter().map(|unit| self.slot_of(unit)));
@@ -143,9 +175,11 @@ impl<'a> Voyage<'a> {
         let again = self.split.again(terms, |effect| {
             matches!(effect, Effect::Read | Effect::LastWins)
         });
-        if again.is_nothing() {
-            return false;
-        }
+        !again.is_nothing() && self.gets_ready(next).await
+    }
+
+    /// Gets what waits ready to be sent again; false if there is no time for that.
+    async fn gets_ready(&mut self, mut next: Outlook) -> bool {
         let any = self.any;
         let waiting = self.split.waiting_slots();
         let waiting: BTreeSet<Slot> = waiting.map(|slot| slot.unwrap_or(any)).collect();

@@ -7,13 +7,11 @@ use futures_util::future::join_all;
 use smallvec::SmallVec;
 use steadfast_core::redirect::Routing;
 use steadfast_core::slot::{KeySet, Slot};
-use steadfast_core::split::pipeline::{SplitPipeline, Target};
+use steadfast_core::split::pipeline::Target;
 
-use super::answers::Answer;
 use super::{Aims, PipelinePart, Turns, Voyage};
 use crate::client::cluster::order::{Entry, NOBODY};
 use crate::client::cluster::{Aim, Cluster};
-use crate::error::Error;
 
 /// The parts that are sent at once.
 pub(super) struct Round {
@@ -39,33 +37,6 @@ impl Round {
             until,
         };
         self.goes.iter().map(entry).collect()
-    }
-
-    /// Returns the slots of which all has been answered by one node, and nothing by an error.
-    pub(super) fn served_by(
-        &self,
-        part: &PipelinePart,
-        answers: &[Answer],
-        split: &SplitPipeline<'_, Error>,
-    ) -> Vec<Slot> {
-        // What is held back is of a slot of others, and is to keep its place.
-        if self.holds {
-            return Vec::new();
-        }
-        let not_served = answers.iter().flat_map(Answer::not_served);
-        let not_served: BTreeSet<Slot> =
-            not_served.filter_map(|unit| split.slot_of(unit)).collect();
-        let here = part.node.unwrap_or(NOBODY);
-        let is_all = |at: usize| {
-            let ((slot, node), _) = &self.goes[at];
-            let next = self.goes.get(at + 1).map(|((slot, _), _)| slot);
-            let last = at.checked_sub(1).map(|at| &self.goes[at].0.0);
-            let is_alone = next != Some(slot) && last != Some(slot);
-            *node == here && is_alone && !self.asks.contains(&(*slot, *node))
-        };
-        let all = (0..self.goes.len()).filter(|at| is_all(*at));
-        let all = all.map(|at| self.goes[at].0.0);
-        all.filter(|slot| !not_served.contains(slot)).collect()
     }
 }
 

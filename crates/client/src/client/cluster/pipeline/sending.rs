@@ -1,7 +1,7 @@
 //! The senders: each node gets its part of a pipeline, when that has its turn.
 
 use std::collections::BTreeSet;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use super::{PipelinePart, Voyage, Whole};
 use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan};
 use crate::client::cluster::Cluster;
+use crate::client::cluster::limits::Limits;
 use crate::client::cluster::node::Node;
 use crate::client::cluster::order::{Again, Entered, LostKeys, NOBODY, Slots};
 use crate::client::cluster::reach::no_room;
@@ -72,9 +73,8 @@ impl<'a> Voyage<'a> {
             cluster.note_asks(part.node, &answers);
             let slots = answers.iter().map(|answer| answer.may_go_again(whole));
             slots.for_each(|slots| unserved.lock().extend(slots));
-            served
-                .lock()
-                .extend(round.served_by(part, &answers, whole.split));
+            let all = round.served_by(part, &answers, whole.split);
+            served.lock().extend(all);
             answers
         });
         let mut sends = pin!(join_all(sends));
@@ -95,11 +95,11 @@ impl<'a> Voyage<'a> {
                 match entered.await {
                     Entered::Sent(entered, polled) => {
                         self.places = Some(entered);
-                        polled
+                        Ok(polled)
                     }
-                    Entered::Waited => return RoundSent::Elsewhere,
-                    Entered::Divided(slots) => return RoundSent::Divided(slots),
-                    Entered::NoRoom => return RoundSent::Never(no_room()),
+                    Entered::Waited => Err(RoundSent::Elsewhere),
+                    Entered::Divided(slots) => Err(RoundSent::Divided(slots)),
+                    Entered::NoRoom => Err(RoundSent::Never(no_room())),
                 }
             }
             Some(places) => {
@@ -111,33 +111,19 @@ impl<'a> Voyage<'a> {
                     !asks.contains(&(slot, to)) || cluster.asked.stands(slot, to, clock::now())
                 };
                 let again = places.again(&goes, limits.deadline, stands, sends.as_mut());
-                match again.await {
-                    Again::Sent(polled) => polled,
-                    Again::Outdated(slots) => return RoundSent::Outdated(slots),
-                    Again::Overtaken(keys) => return RoundSent::Overtaken(keys),
-                    Again::Divided(slots) => return RoundSent::Divided(slots),
-                    Again::TimedOut => {
-                        let error = limits.timed_out(Certainty::NotSent);
-                        return RoundSent::Never(error);
-                    }
-                }
+                sent_again(again.await, &limits)
             }
         };
-        RoundSent::Answered(match polled {
-            Poll::Ready(answers) => answers,
-            Poll::Pending => {
-                close();
-                let answered = std::future::poll_fn(|cx| {
-                    let polled = sends.as_mut().poll(cx);
-                    close();
-                    if let (Poll::Pending, Some(places)) = (&polled, &mut self.places) {
-                        places.ran_in(&std::mem::take(&mut *served.lock()));
-                    }
-                    polled
-                });
-                answered.await
+        let polled = match polled {
+            Ok(polled) => polled,
+            Err(not_sent) => return not_sent,
+        };
+        let leave = || {
+            if let Some(places) = &mut self.places {
+                places.ran_in(&std::mem::take(&mut *served.lock()));
             }
-        })
+        };
+        RoundSent::Answered(all_of(sends, polled, close, leave).await)
     }
 }
 
@@ -268,4 +254,37 @@ impl Cluster {
 
 fn refused(error: Error) -> Tried {
     (Err(not_sent_for(&error)), false, Suspicion::default())
+}
+
+/// Waits for all answers, and does the one whenever some have come, and the other if some have not.
+async fn all_of<F: Future>(
+    mut sends: Pin<&mut F>,
+    polled: Poll<F::Output>,
+    came: impl Fn(),
+    mut missing: impl FnMut(),
+) -> F::Output {
+    if let Poll::Ready(answers) = polled {
+        return answers;
+    }
+    came();
+    let answered = std::future::poll_fn(|cx| {
+        let polled = sends.as_mut().poll(cx);
+        came();
+        if polled.is_pending() {
+            missing();
+        }
+        polled
+    });
+    answered.await
+}
+
+/// What was sent again, or why nothing was.
+fn sent_again<T>(again: Again<T>, limits: &Limits<'_>) -> Result<Poll<T>, RoundSent> {
+    Err(match again {
+        Again::Sent(polled) => return Ok(polled),
+        Again::Outdated(slots) => RoundSent::Outdated(slots),
+        Again::Overtaken(keys) => RoundSent::Overtaken(keys),
+        Again::Divided(slots) => RoundSent::Divided(slots),
+        Again::TimedOut => RoundSent::Never(limits.timed_out(Certainty::NotSent)),
+    })
 }
