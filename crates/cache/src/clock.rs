@@ -1,4 +1,5 @@
-//! The one clock of the crate: the monotonic one, by way of tokio, so that a test can stop it.
+//! The time of the runtime. The one clock of the crate is the monotonic one, by way of tokio, so
+//! that a test can stop it.
 
 use std::time::Instant;
 
@@ -13,4 +14,11 @@ pub(crate) fn clock() -> Instant {
 /// neither timers nor connections to databases live there.
 pub(crate) fn is_in_runtime() -> bool {
     Handle::try_current().is_ok()
+}
+
+/// Costs the task a turn, of which tokio lets it have 128 before others have theirs. What is
+/// answered at once, with an error or something stale, may be asked for again at once; the loads
+/// that would change the answer have to run on the same thread, perhaps.
+pub(crate) async fn take_a_turn() {
+    tokio::task::coop::consume_budget().await;
 }

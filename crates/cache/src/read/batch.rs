@@ -16,7 +16,7 @@ use super::keep::Stored;
 use super::load::{Job, Stage, add_tags};
 use super::view::View;
 use crate::answer::{Answer, StaleReason};
-use crate::clock::clock;
+use crate::clock::{clock, take_a_turn};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
 use crate::flight::{Fallback, Follower, Join, Leader};
@@ -128,6 +128,7 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
         L: FnOnce(Vec<K>) -> F + Send + 'static,
         F: Future<Output = Result<I, LoadError>> + Send + 'static,
     {
+        take_a_turn().await;
         let (view, ttl, now) = (self.view, self.view.ttl(), clock());
         let mut led = Vec::new();
         let slots: Vec<_> = self

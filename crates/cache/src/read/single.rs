@@ -13,7 +13,7 @@ use super::ending::{conclude, wait};
 use super::load::{self, FirstLook, Job};
 use super::view::View;
 use crate::answer::{Answer, Source, StaleReason};
-use crate::clock::{clock, is_in_runtime};
+use crate::clock::{clock, is_in_runtime, take_a_turn};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
 use crate::flight::{AfterLook, Fallback, Follower, Join, Loaded};
@@ -75,6 +75,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         if let Some(answer) = self.glance(&key, &name, &[]) {
             return Some(answer);
         }
+        take_a_turn().await;
         let (ttl, now) = (self.ttl(), Monotonic::now());
         let held = self
             .held::<&[u8]>(&key, &name, &[])
@@ -210,6 +211,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         L: FnOnce() -> F + Send,
         F: Future<Output = Result<Option<V>, LoadError>> + Send,
     {
+        take_a_turn().await;
         let (view, cache, ttl) = (self.view, self.view.core(), self.view.ttl());
         let permission = match Loading::current(&cache.flights) {
             Some(parent) => Permission::Within(parent),
@@ -244,6 +246,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
+        take_a_turn().await;
         let (view, began) = (self.view, clock());
         let (name, ttl, now) = (view.name(&self.key), view.ttl(), began.into());
         let held = view.held(&self.key, &name, &self.tags);
@@ -297,6 +300,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
+        take_a_turn().await;
         let (view, began) = (self.view, clock());
         let name = view.name(&self.key);
         let held = view

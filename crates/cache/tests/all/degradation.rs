@@ -343,6 +343,44 @@ async fn k2_a_cache_starts_without_redis_and_uses_it_once_it_is_there() {
     .await;
 }
 
+/// This runtime has one thread, which both the readers and the load that they wait for need.
+#[tokio::test]
+async fn k4_a_reader_that_asks_again_at_once_lets_the_load_end() {
+    let (database, _folder) = sqlite().await;
+    let guard = GuardOptions::new(1, 1000.0);
+    let cache = plain(&database).guard(guard).build().await.unwrap();
+    let (view, loader) = (text(&cache, "brief"), Loader::default());
+    get(&cache, "held", "brief", &loader).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let busy = tokio::spawn({
+        let cache = cache.clone();
+        let load = || async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            Ok(Some("late".to_owned()))
+        };
+        async move { text(&cache, "user").get("busy", load).await }
+    });
+    while cache.status().guard.running == 0 {
+        tokio::task::yield_now().await;
+    }
+    let (begun, mut stale) = (std::time::Instant::now(), 0);
+    while !busy.is_finished() {
+        let one = get(&cache, "held", "brief", &loader).await;
+        let many = view
+            .get_many(&["held"], |_: Vec<&str>| async { Ok([]) })
+            .await;
+        let seen = view.peek("held").await;
+        stale += usize::from(one.unwrap().stale.is_some());
+        assert!(many[0].is_ok());
+        assert!(seen.is_none_or(|seen| seen.stale.is_none()));
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{stale} stale answers"
+        );
+    }
+    assert!(stale > 0);
+}
+
 #[tokio::test]
 async fn k9_past_the_guard_stale_is_served_or_the_call_refused_with_when_to_ask_again() {
     let (database, _folder) = sqlite().await;

@@ -188,10 +188,13 @@ async fn deadlines_that_are_too_short(cluster: &Cluster) {
     let before = discoveries();
     let hasty = client.with(CallOptions::new().deadline(Duration::from_micros(1)));
     let begun = now();
+    let mut late = 0;
     while now().duration_since(begun) < ms(1_700) {
-        hasty.send(&get).await.unwrap_err();
+        // An answer may come before anybody has looked at the clock.
+        late += usize::from(hasty.send(&get).await.is_err());
         tokio::time::sleep(ms(5)).await;
     }
+    assert!(late > 0);
     // One may be due anyway, and a busy machine may be doubted.
     let made = discoveries() - before;
     assert!(made <= 2, "{made} discoveries");
