@@ -18,18 +18,19 @@ pub(crate) mod failures;
 pub(crate) mod nesting;
 
 use std::any::TypeId;
-use std::collections::HashMap;
-use std::hash::BuildHasher;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::answer::Source;
 use crate::error::CacheError;
 use crate::monotonic::Monotonic;
-use crate::tier::Key;
 use crate::tier::coherence::Coherence;
 use crate::tier::entry::Entry;
 use crate::tier::generation::{Generations, Snapshot, TagStripes};
@@ -51,7 +52,32 @@ pub(crate) struct JoinRules {
     pub(crate) heed_age: bool,
 }
 
-type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
+type Shard = Mutex<Table>;
+
+type Table = HashSet<UnderItsKey, foldhash::quality::RandomState>;
+
+/// A flight, found by its key, which lies in it.
+struct UnderItsKey(Arc<Flight>);
+
+impl Borrow<[u8]> for UnderItsKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0.key
+    }
+}
+
+impl Hash for UnderItsKey {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (*self.0.key).hash(hasher);
+    }
+}
+
+impl PartialEq for UnderItsKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for UnderItsKey {}
 
 /// The kind of value that a flight brings: a reader of another kind does not join it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +90,7 @@ pub(crate) struct Cargo {
 }
 
 pub(crate) struct Flight {
-    pub(crate) key: Key,
+    pub(crate) key: SmallVec<[u8; SHORT_KEY]>,
     cargo: Cargo,
     /// The tags that what it brings will carry at least.
     tags: Vec<Vec<u8>>,
@@ -190,12 +216,13 @@ impl Flights {
     /// look at Redis.
     pub(crate) fn look_or_board<T: AsRef<[u8]>>(
         self: &Arc<Self>,
+        now: Monotonic,
         key: &[u8],
         cargo: Cargo,
         tags: &[T],
         world: (&Generations, &Coherence),
     ) -> Join {
-        self.board_at(Monotonic::now(), key, cargo, tags, world, true)
+        self.board_at(now, key, cargo, tags, world, true)
     }
 
     fn board_at<T: AsRef<[u8]>>(
@@ -208,14 +235,17 @@ impl Flights {
         may_look: bool,
     ) -> Join {
         let mut shard = self.shard(key).lock();
-        if let Some(follower) = self.joinable(&shard, now, key, cargo, tags, world) {
+        let there = shard.get(key).map(|there| &there.0);
+        let joinable = |flight| self.joinable(flight, now, cargo, tags, world);
+        if let Some(follower) = there.and_then(joinable) {
             return Join::Joined(follower);
         }
-        let tags = with_those_of(shard.get(key), cargo, tags);
+        let is_free = there.is_none();
+        let tags = with_those_of(there, cargo, tags);
         let (leader, follower) = self.take_off(now, key, cargo, tags, world.0, true);
-        if may_look && !shard.contains_key(key) {
+        if may_look && is_free {
             *leader.flight.led_by.lock() = LedBy::Looking;
-            shard.insert(leader.key().clone(), leader.flight.clone());
+            shard.insert(UnderItsKey(leader.flight.clone()));
             return Join::Looking(leader, follower);
         }
         leader.flight.enter(&mut shard);
@@ -224,14 +254,12 @@ impl Flights {
 
     fn joinable<T: AsRef<[u8]>>(
         &self,
-        shard: &HashMap<Key, Arc<Flight>>,
+        flight: &Arc<Flight>,
         now: Monotonic,
-        key: &[u8],
         cargo: Cargo,
         tags: &[T],
         (generations, coherence): (&Generations, &Coherence),
     ) -> Option<Follower> {
-        let flight = shard.get(key)?;
         if !matches!(*flight.led_by.lock(), LedBy::Led) {
             return None;
         }
@@ -257,7 +285,8 @@ impl Flights {
             return self.take_off(now, key, cargo, tags, generations, in_table);
         }
         let mut shard = self.shard(key).lock();
-        let tags = with_those_of(shard.get(key), cargo, tags);
+        let there = shard.get(key).map(|there| &there.0);
+        let tags = with_those_of(there, cargo, tags);
         let (leader, follower) = self.take_off(now, key, cargo, tags, generations, in_table);
         leader.flight.enter(&mut shard);
         (leader, follower)
@@ -273,7 +302,7 @@ impl Flights {
         in_table: bool,
     ) -> (Leader, Follower) {
         let flight = Arc::new(Flight {
-            key: Arc::from(key),
+            key: SmallVec::from_slice(key),
             cargo,
             began: now,
             snapshot: generations.snapshot(key, &tags),
@@ -314,8 +343,8 @@ impl Flight {
     }
 
     /// Enters the table in the place of whatever is there; a reader that looks there is told.
-    fn enter(self: &Arc<Self>, shard: &mut HashMap<Key, Arc<Self>>) {
-        if let Some(before) = shard.insert(self.key.clone(), self.clone()) {
+    fn enter(self: &Arc<Self>, shard: &mut Table) {
+        if let Some(UnderItsKey(before)) = shard.replace(UnderItsKey(self.clone())) {
             let mut led_by = before.led_by.lock();
             if matches!(*led_by, LedBy::Looking) {
                 *led_by = LedBy::Overtaken(self.clone());
@@ -405,7 +434,7 @@ impl Leader {
         self.flight.snapshot.with(&self.flight.found.lock())
     }
 
-    pub(crate) fn key(&self) -> &Key {
+    pub(crate) fn key(&self) -> &[u8] {
         &self.flight.key
     }
 
@@ -499,7 +528,7 @@ impl Leader {
         let mut shard = self.flights.shard(key).lock();
         if shard
             .get(key)
-            .is_some_and(|flight| Arc::ptr_eq(flight, &self.flight))
+            .is_some_and(|there| Arc::ptr_eq(&there.0, &self.flight))
         {
             shard.remove(key);
         }
@@ -530,6 +559,9 @@ fn with_those_of<T: AsRef<[u8]>>(
 }
 
 const SHARDS: usize = 64;
+
+/// A key of this many bytes or fewer lies in the flight, a longer one beside it.
+const SHORT_KEY: usize = 24;
 
 /// With so many tags no others are taken over: readers who each name another one come without end.
 const TAKEN_OVER: usize = 16;

@@ -3,8 +3,8 @@
 //! Every rule about age is a function of durations here (a hit compares with what they gave when
 //! its value was stored), so that each can be tested to the millisecond and none depends on which
 //! clock, process or tier the value came from. Ages are measured by the monotonic clock in memory
-//! and by Redis's own remaining time to live across processes; the calendar is never asked, so
-//! setting a host's clock changes nothing.
+//! and across processes by Redis's own clock, of what remains of the time to live; the calendar of
+//! another host is never asked, so setting its clock changes nothing.
 
 use std::time::Duration;
 

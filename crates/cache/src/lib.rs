@@ -159,6 +159,7 @@ pub mod measured {
             type_version: 0,
             tags: Vec::new(),
             payload,
+            expires: None,
         }
         .encode(compress_above)
         .expect("there are no tags")

@@ -5,6 +5,7 @@ pub(crate) mod database;
 pub(crate) mod ending;
 pub(crate) mod keep;
 pub(crate) mod load;
+pub(crate) mod own_look;
 pub(crate) mod put;
 pub(crate) mod single;
 pub(crate) mod view;

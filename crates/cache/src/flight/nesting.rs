@@ -64,7 +64,7 @@ impl Loading {
     ) -> T {
         let loading = Arc::new(Self {
             flights: Arc::downgrade(flights),
-            keys: leaders.iter().map(|leader| leader.key().clone()).collect(),
+            keys: leaders.iter().map(|leader| leader.key().into()).collect(),
             parent,
             waits: Mutex::default(),
             nested: Semaphore::new(nested),
@@ -81,6 +81,9 @@ impl Loading {
     pub(crate) fn check(this: Option<&Arc<Self>>, name: &[u8]) -> Result<(), CacheError> {
         if !is_in_runtime() {
             return Err(CacheError::NoRuntime);
+        }
+        if this.is_none() {
+            return Ok(());
         }
         let (mut loading, mut within) = (this, vec![text(name)]);
         while let Some(outer) = loading {

@@ -95,7 +95,7 @@ fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
-    let look = || flights.look_or_board(b"k", cargo(), NONE, world);
+    let look = || flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world);
     let Join::Looking(reader, _) = look() else {
         panic!("no look")
     };
@@ -117,7 +117,7 @@ fn k3_a_look_in_vain_becomes_a_flight_that_others_join_if_nobody_came_meanwhile(
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
-    let look = || flights.look_or_board(b"k", cargo(), NONE, world);
+    let look = || flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world);
     let Join::Looking(reader, _) = look() else {
         panic!("no look")
     };
@@ -133,7 +133,9 @@ fn k3_a_reader_takes_nothing_of_another_type_from_a_flight_begun_while_it_looked
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
-    let Join::Looking(reader, _) = flights.look_or_board(b"k", cargo(), NONE, world) else {
+    let Join::Looking(reader, _) =
+        flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world)
+    else {
         panic!("no look")
     };
     let other = Cargo {
@@ -177,7 +179,7 @@ fn k3_who_takes_the_place_of_a_flight_carries_its_tags_so_that_those_who_name_th
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
-    let look = |tags: &[&str]| flights.look_or_board(b"k", cargo(), tags, world);
+    let look = |tags: &[&str]| flights.look_or_board(Monotonic::now(), b"k", cargo(), tags, world);
     let Join::Looking(reader, _) = look(&["red"]) else {
         panic!("no look")
     };

@@ -193,7 +193,7 @@ fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     }
     let mut all = view.tags_of(key, &name);
     add_tags(&mut all, named.into_iter());
-    let mut job = Job::new(view, all, entry);
+    let mut job = Job::new(view, *ttl, all, entry);
     let held = held.filter(|held| view.may_serve_stale(held, ttl, moment));
     job.held = held.as_ref().map(|held| held.loaded.entry.clone());
     let flights = &cache.flights;

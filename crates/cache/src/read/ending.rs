@@ -136,13 +136,23 @@ pub(crate) fn conclude<V: Clone + Send + Sync + 'static>(
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Answers with what a flight has brought, and counts it.
     pub(crate) fn answer(&self, loaded: &Loaded, stale: Option<StaleReason>) -> Option<Answer<V>> {
+        self.answer_at(Monotonic::now(), loaded, stale)
+    }
+
+    /// The same, at this moment.
+    pub(crate) fn answer_at(
+        &self,
+        now: Monotonic,
+        loaded: &Loaded,
+        stale: Option<StaleReason>,
+    ) -> Option<Answer<V>> {
         let Loaded { entry, source } = loaded;
         let value = entry.value::<V>()?;
         if *source != Source::Database {
             entry.count_hit();
         }
         self.core().stats.answered(*source, stale.is_some());
-        let age = entry.age(Monotonic::now()).into();
+        let age = entry.age(now).into();
         Some(entry.answer(value, *source, stale, age))
     }
 }

@@ -1,6 +1,5 @@
 //! Keeping what was loaded: in memory before the flight lands, in Redis after it.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use crate::answer::Source;
 use crate::clock::clock;
 use crate::flight::{Leader, Loaded};
 use crate::freshness::Life;
-use crate::tier::entry::{Entry, Times};
+use crate::tier::entry::{Entry, TagNames, Times};
 use crate::tier::redis::{Fill, Lease};
 
 impl<V: Clone + Send + Sync + 'static> Job<V> {
@@ -45,7 +44,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             cost,
             early_refresh: self.ttl.early_refresh,
         };
-        let governed = (snapshot, Arc::from(self.tags.as_slice()));
+        let governed = (snapshot, TagNames::from(self.tags.clone()));
         let entry = Entry::new(leader.key(), value, times, governed, view.label(), length);
         if let Some(redis) = cache.redis.as_ref().filter(|_| life.own) {
             redis.outlast(life.keep);

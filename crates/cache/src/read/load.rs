@@ -21,7 +21,7 @@ use crate::freshness::{Freshness, Ttl};
 use crate::guard::Urgency;
 use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::Inner;
-use crate::tier::entry::{Entry, Times};
+use crate::tier::entry::{Entry, TagNames, Times};
 use crate::tier::redis::{
     Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue, Wanted,
 };
@@ -65,7 +65,8 @@ impl FirstLook {
 
 /// The outcome of a look at Redis, for a read.
 enum Found {
-    Answer(Loaded),
+    /// A value, and the moment at which it was judged.
+    Answer(Loaded, Monotonic),
     Nothing(SeenValue),
 }
 
@@ -146,12 +147,14 @@ where
 }
 
 /// Looks at Redis for a reader, in the reader's own task: a hit needs no other. What it finds out
-/// otherwise goes into the job, for the leader of the flight.
+/// otherwise goes into the job, for the leader of the flight. The value is as old as it was when the
+/// read `began`, and what has passed since; this returns when it was judged, too.
 pub(crate) async fn look_first<V>(
     cache: &Inner,
     leader: &Leader,
     job: &mut Job<V>,
-) -> Option<Loaded>
+    began: Instant,
+) -> Option<(Loaded, Monotonic)>
 where
     V: Clone + Send + Sync + 'static,
 {
@@ -160,8 +163,8 @@ where
         return None;
     }
     let mut allowance = redis.allowance();
-    job.first_look = match job.look(redis, leader, &mut allowance).await {
-        Ok(Found::Answer(loaded)) => return Some(loaded),
+    job.first_look = match job.look(redis, leader, began, &mut allowance).await {
+        Ok(Found::Answer(loaded, now)) => return Some((loaded, now)),
         Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, allowance),
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
@@ -183,11 +186,14 @@ where
     }
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
     let mut allowance = redis.allowance();
-    let wanted = job.wanted(leader);
+    let wanted = job.wanted(leader, clock());
     let asked = wanted.asked.into();
     let look = redis.look(&wanted, &mut allowance, &carries);
     match look.await {
-        Ok(Lookup::Hit(stored)) => job.take_in(leader, stored, asked).ok(),
+        Ok(Lookup::Hit(stored)) => {
+            let taken_in = job.take_in(leader, stored, asked).ok();
+            taken_in.map(|(loaded, _)| loaded)
+        }
         Ok(Lookup::Miss(_)) => None,
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
@@ -234,9 +240,14 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         add_tags(&mut self.tags, leader.tags().iter().map(Vec::as_slice));
     }
 
-    /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for
+    /// A load by this view, with these times of its class. What is loaded again keeps the tags of what is held, whoever asks for
     /// it.
-    pub(crate) fn new(view: &View<V>, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Self {
+    pub(crate) fn new(
+        view: &View<V>,
+        ttl: Ttl,
+        mut tags: Vec<Vec<u8>>,
+        held: Option<Arc<Entry>>,
+    ) -> Self {
         view.core().upkeep.ensure();
         if let Some(entry) = &held
             && !view.core().sabotage.tags_stripped
@@ -245,7 +256,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
         Self {
             view: view.clone(),
-            ttl: view.ttl(),
+            ttl,
             tags,
             held,
             early: false,
@@ -365,38 +376,38 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         deadline: Instant,
         allowance: &mut RedisAllowance,
     ) -> Result<Option<Stage>, RedisFailure> {
-        match self.look(redis, leader, allowance).await? {
-            Found::Answer(loaded) => Ok(Some(Stage::Answered(loaded))),
+        match self.look(redis, leader, clock(), allowance).await? {
+            Found::Answer(loaded, _) => Ok(Some(Stage::Answered(loaded))),
             Found::Nothing(seen) => self.lease(redis, leader, deadline, seen, allowance).await,
         }
     }
 
-    fn wanted<'a>(&'a self, leader: &'a Leader) -> Wanted<'a> {
+    fn wanted<'a>(&'a self, leader: &'a Leader, asked: Instant) -> Wanted<'a> {
         Wanted {
             key: leader.key(),
             tags: &self.tags,
             class: self.view.class().number,
-            asked: clock(),
+            asked,
         }
     }
 
-    /// Looks for a value in Redis, and takes it into memory.
+    /// Looks for a value in Redis, and takes it into memory. Nothing is `asked` earlier.
     async fn look(
         &mut self,
         redis: &Arc<RedisTier>,
         leader: &Leader,
+        asked: Instant,
         allowance: &mut RedisAllowance,
     ) -> Result<Found, RedisFailure> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
-        let wanted = self.wanted(leader);
-        let asked = wanted.asked.into();
+        let wanted = self.wanted(leader, asked);
         let look = redis.look(&wanted, allowance, &carries);
         let stored = match look.await? {
             Lookup::Miss(seen) => return Ok(Found::Nothing(seen)),
             Lookup::Hit(stored) => stored,
         };
-        match self.take_in(leader, stored, asked) {
-            Ok(loaded) => Ok(Found::Answer(loaded)),
+        match self.take_in(leader, stored, asked.into()) {
+            Ok((loaded, now)) => Ok(Found::Answer(loaded, now)),
             Err(Unfit { seen, tags }) => {
                 // What takes its place carries its tags.
                 if !self.view.core().sabotage.tags_stripped {
@@ -429,13 +440,13 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
 
     /// Takes a value from Redis into memory. One that does not answer the read may still be a
     /// fallback. Its age is counted from when Redis was asked: whoever waits for the answer may not
-    /// look at it for a long time after it has come.
+    /// look at it for a long time after it has come. Returns when it was judged, too.
     fn take_in(
         &self,
         leader: &Leader,
         stored: RedisValue,
         asked: Monotonic,
-    ) -> Result<Loaded, Unfit> {
+    ) -> Result<(Loaded, Monotonic), Unfit> {
         let (view, cache) = (&self.view, self.view.core());
         let RedisValue { seen, tags, .. } = stored;
         let unfit = |tags: &[Vec<u8>]| {
@@ -466,7 +477,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             cost: stored.cost,
             early_refresh: self.ttl.early_refresh,
         };
-        let tags: Arc<[Vec<u8>]> = tags.into();
+        let tags = TagNames::from(tags);
         let governed = (snapshot, tags.clone());
         let entry = Entry::new(leader.key(), value, times, governed, view.label(), bytes);
         let loaded = Loaded {
@@ -490,7 +501,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         match freshness {
             Freshness::Fresh if !self.early || self.held.as_ref().is_none_or(newer) => {
                 keep();
-                return Ok(loaded);
+                return Ok((loaded, now));
             }
             Freshness::Stale if !self.ttl.never_stale() && self.held.is_none() => {
                 keep();

@@ -2,21 +2,21 @@
 
 use std::borrow::Cow;
 use std::future::pending;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
 use super::database::{Asking, Permission};
-use super::ending::{conclude, wait};
-use super::load::{self, FirstLook, Job};
-use super::view::View;
+use super::ending::{Ending, conclude, wait};
+use super::load::{self, Job};
+use super::own_look::Boarded;
+use super::view::{Glance, View};
 use crate::answer::{Answer, Source, StaleReason};
 use crate::clock::{clock, is_in_runtime, take_a_turn};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::flight::{AfterLook, Fallback, Follower, Join, Loaded};
+use crate::flight::{Fallback, Follower};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::invalidate::write::Written;
@@ -24,7 +24,6 @@ use crate::key::{Key, KeyName, bounded};
 use crate::monotonic::Monotonic;
 use crate::sql::SourceError;
 use crate::target::Target;
-use crate::tier::entry::Entry;
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says
@@ -43,11 +42,13 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        if let Some(answer) = self.glance(&key, &self.name(&key), &[]) {
-            return Ok(answer);
-        }
+        let nothing_held = match self.glance(&key, &self.name(&key), &[]) {
+            Glance::Answer(answer) => return Ok(answer),
+            Glance::Something => false,
+            Glance::Nothing => true,
+        };
         // In a box, so that the future of a hit, which nearly all of them are, is small.
-        Box::pin(self.read(key).get_otherwise(load)).await
+        Box::pin(self.read(key).get_otherwise(load, clock(), nothing_held)).await
     }
 
     /// The long form of [`get`](Self::get), with more tags, a default, or past the cache.
@@ -72,7 +73,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// ```
     pub async fn peek<K: Key>(&self, key: K) -> Option<Answer<V>> {
         let name = self.name(&key);
-        if let Some(answer) = self.glance(&key, &name, &[]) {
+        if let Glance::Answer(answer) = self.glance(&key, &name, &[]) {
             return Some(answer);
         }
         take_a_turn().await;
@@ -94,7 +95,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             self.core()
                 .flights
                 .begin(&name, self.cargo(), &tags, &self.core().generations, false);
-        let found = Box::pin(load::look_only(&leader, Job::new(self, tags, held))).await?;
+        let found = Box::pin(load::look_only(&leader, Job::new(self, ttl, tags, held))).await?;
         self.answer(&found, None)
     }
 
@@ -193,13 +194,13 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        if let Some(answer) = self
-            .view
-            .glance(&self.key, &self.view.name(&self.key), &self.tags)
-        {
-            return Ok(answer);
-        }
-        Box::pin(self.get_otherwise(load)).await
+        let (view, key) = (self.view, &self.key);
+        let nothing_held = match view.glance(key, &view.name(key), &self.tags) {
+            Glance::Answer(answer) => return Ok(answer),
+            Glance::Something => false,
+            Glance::Nothing => true,
+        };
+        Box::pin(self.get_otherwise(load, clock(), nothing_held)).await
     }
 
     /// Passes the cache by: loads under the guard, for this caller alone, and stores nothing.
@@ -241,57 +242,91 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         }
     }
 
-    async fn get_otherwise<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    /// Answers a read that `began` with a glance, which may have found that memory holds nothing:
+    /// then it is not looked at again.
+    async fn get_otherwise<L, F>(
+        self,
+        load: L,
+        began: Instant,
+        nothing_held: bool,
+    ) -> Result<Answer<V>, CacheError>
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
         take_a_turn().await;
-        let (view, began) = (self.view, clock());
-        let (name, ttl, now) = (view.name(&self.key), view.ttl(), began.into());
-        let held = view.held(&self.key, &name, &self.tags);
+        let (view, name) = (self.view, self.view.name(&self.key));
+        // What is not needed while the reader looks at Redis is gone by then: so the future is small.
+        let (job, load) = match self.begin(&name, load, began, nothing_held) {
+            Begun::Look(job, load) => (job, load),
+            Begun::Answered(answer) => return Ok(answer),
+            Begun::Ended(ending) => return conclude(view, ending, self.default),
+            Begun::Waiting(follower, held, parent) => {
+                let waiting = wait_as_now(view, follower, held, began, parent);
+                return conclude(view, Box::pin(waiting).await, self.default);
+            }
+        };
+        let (follower, found) = match view.look_or_board(&name, job, load, began).await {
+            Boarded::Waiting(follower, found) => (follower, found),
+            Boarded::Answered(loaded, now) => {
+                let answer = view.answer_at(now, &loaded, None);
+                // Whoever looks brings the view's own type.
+                let none = || conclude(view, Err(CacheError::Closed), self.default);
+                return answer.map_or_else(none, Ok);
+            }
+        };
+        let waiting = wait_as_now(view, follower, found, began, None);
+        conclude(view, Box::pin(waiting).await, self.default)
+    }
+
+    /// Looks at what memory holds, and finds the way on.
+    fn begin<L, F>(
+        &self,
+        name: &KeyName<'_>,
+        load: L,
+        began: Instant,
+        nothing_held: bool,
+    ) -> Begun<V, L>
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        let view = self.view;
+        let (ttl, now) = (view.ttl(), began.into());
+        let held = match nothing_held {
+            true => None,
+            false => view.held(&self.key, name, &self.tags),
+        };
         let entry = held.as_ref().map(|held| held.loaded.entry.clone());
-        // In a box, as the wait below: what a hit in Redis holds while it waits is small then.
-        let mut job = Box::new(Job::new(view, self.all_tags(&name), entry.clone()));
+        // In a box: what a hit in Redis holds while it waits is small then.
+        let mut job = Box::new(Job::new(view, ttl, self.all_tags(name), entry.clone()));
         if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
             && let Some(answer) = view.hit(&entry, entry.age(now))
         {
             if wants_refresh(view, &ttl, &entry, answer.age)
-                && !view.has_just_failed(&name, &ttl, now)
+                && !view.has_just_failed(name, &ttl, now)
             {
                 job.early = true;
-                view.board(&name, *job, load);
+                view.board(name, *job, load);
             }
-            return Ok(answer);
+            return Begun::Answered(answer);
         }
         let held = held.filter(|held| view.may_serve_stale(held, &ttl, now));
         job.held = held.as_ref().map(|held| held.loaded.entry.clone());
         if let Some(held) = held
             .as_ref()
-            .filter(|_| view.has_just_failed(&name, &ttl, now))
+            .filter(|_| view.has_just_failed(name, &ttl, now))
         {
-            let ending = Ok((held.loaded.clone(), Some(StaleReason::Failed)));
-            return conclude(view, ending, self.default);
+            return Begun::Ended(Ok((held.loaded.clone(), Some(StaleReason::Failed))));
         }
-        if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
-            return conclude(view, Err(error), self.default);
+        if let Err(error) = Loading::check(job.parent.as_ref(), name) {
+            return Begun::Ended(Err(error));
         }
-        let (parent, mut held) = (job.parent.clone(), held);
-        let follower = if held.is_none() && parent.is_none() && view.may_look_first(&ttl) {
-            match view.look_or_board(&name, job, load, began).await {
-                Boarded::Answered(loaded) => {
-                    return conclude(view, Ok((loaded, None)), self.default);
-                }
-                Boarded::Waiting(follower, found) => {
-                    held = found;
-                    follower
-                }
-            }
-        } else {
-            view.board(&name, *job, load)
-        };
-        let waiting = wait(view, follower, held, &ttl, began, parent);
-        conclude(view, Box::pin(waiting).await, self.default)
+        if held.is_none() && job.parent.is_none() && view.may_look_first(&ttl) {
+            return Begun::Look(job, load);
+        }
+        let parent = job.parent.clone();
+        Begun::Waiting(view.board(name, *job, load), held, parent)
     }
 
     /// Loads whatever is held.
@@ -306,7 +341,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let held = view
             .held(&self.key, &name, &self.tags)
             .map(|held| held.loaded.entry);
-        let mut job = Job::new(view, self.all_tags(&name), held);
+        let mut job = Job::new(view, view.ttl(), self.all_tags(&name), held);
         (job.held, job.anew) = (None, true);
         if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
             return conclude(view, Err(error), self.default);
@@ -329,102 +364,26 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> View<V> {
-    /// Joins or begins the flight for this key.
-    fn board<L, F>(&self, name: &[u8], mut job: Job<V>, load: L) -> Follower
-    where
-        L: FnOnce() -> F + Send + 'static,
-        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
-    {
-        let cache = self.core();
-        match cache.flights.board(
-            name,
-            self.cargo(),
-            &job.tags,
-            (&cache.generations, &cache.coherence),
-        ) {
-            Join::Joined(follower) => follower,
-            Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
-                job.carry_tags_of(&leader);
-                cache
-                    .under_way
-                    .spawn(load::lead(leader, job, load, clock()));
-                follower
-            }
-        }
-    }
-
-    /// Whether a reader may look at Redis itself: the look may take no more than leaves half of the
-    /// time to a load.
-    fn may_look_first(&self, ttl: &Ttl) -> bool {
-        let redis = self.core().redis.as_ref();
-        redis.is_some_and(|redis| redis.limit() <= ttl.hard_limit / 2)
-    }
-
-    /// Looks at Redis in this very task; if that is in vain, or if there is a flight for this key,
-    /// waits for a flight.
-    async fn look_or_board<L, F>(
-        &self,
-        name: &[u8],
-        mut job: Box<Job<V>>,
-        load: L,
-        mut began: Instant,
-    ) -> Boarded
-    where
-        L: FnOnce() -> F + Send + 'static,
-        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
-    {
-        let cache = self.core();
-        let world = (&cache.generations, &*cache.coherence);
-        let boarding = cache
-            .flights
-            .look_or_board(name, self.cargo(), &job.tags, world);
-        let (leader, follower, load) = match boarding {
-            Join::Joined(follower) => return Boarded::Waiting(follower, None),
-            Join::Leader(leader, follower) => {
-                job.carry_tags_of(&leader);
-                (leader, follower, load)
-            }
-            Join::Looking(leader, follower) => {
-                let named = job.tags.len();
-                let look = OwnLook::new(self, name, &job, load);
-                let found = load::look_first(cache, &leader, &mut job).await;
-                let load = look.over();
-                if let Some(loaded) = found {
-                    return Boarded::Answered(loaded);
-                }
-                let Some(load) = load else {
-                    return Boarded::Waiting(follower, None);
-                };
-                let left = job.first_look.left();
-                if clock() > began + job.ttl.hard_limit / 2 {
-                    // Nobody has looked at the answer for a long time. A load gets its time all
-                    // the same; the reader waits no longer than it would have.
-                    job.first_look = FirstLook::None;
-                    began = clock();
-                }
-                match leader.after_look(&job.tags[..named], &cache.generations) {
-                    AfterLook::Lead => (leader, follower, load),
-                    AfterLook::Joined(other) => {
-                        if let Some(left) = left {
-                            other.flight().hurry(clock() + left);
-                        }
-                        return Boarded::Waiting(other, leader.fallback());
-                    }
-                }
-            }
-        };
-        cache.under_way.spawn(load::lead(leader, *job, load, began));
-        Boarded::Waiting(follower, None)
-    }
+/// The way on of a read that a glance has not answered.
+enum Begun<V, L> {
+    /// The reader looks at Redis itself.
+    Look(Box<Job<V>>, L),
+    Answered(Answer<V>),
+    Ended(Ending),
+    /// The read waits for a flight, has perhaps something stale meanwhile, and may be within a load.
+    Waiting(Follower, Option<Fallback>, Option<Arc<Loading>>),
 }
 
-/// The way on of a read that memory could not answer.
-enum Boarded {
-    /// Redis has answered it.
-    Answered(Loaded),
-    /// The read waits for a flight, and has perhaps something stale meanwhile.
-    Waiting(Follower, Option<Fallback>),
+/// Waits for a flight by the times that the class has now.
+async fn wait_as_now<V: Clone + Send + Sync + 'static>(
+    view: &View<V>,
+    follower: Follower,
+    held: Option<Fallback>,
+    began: Instant,
+    parent: Option<Arc<Loading>>,
+) -> Ending {
+    let ttl = view.ttl();
+    wait(view, follower, held, &ttl, began, parent).await
 }
 
 fn wants_refresh<V: Clone + Send + Sync + 'static>(
@@ -435,61 +394,6 @@ fn wants_refresh<V: Clone + Send + Sync + 'static>(
 ) -> bool {
     let (life, beta) = (view.life_of(entry, ttl), ttl.early_refresh);
     life.refresh_early(age, entry.cost(), beta, view.core().draw())
-}
-
-/// A reader's own look at Redis. Should the reader go away meanwhile, a flight looks and loads for
-/// those that come after it, as if it had been begun at once.
-struct OwnLook<'a, V, L, F>
-where
-    V: Clone + Send + Sync + 'static,
-    L: FnOnce() -> F + Send + 'static,
-    F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
-{
-    load: Option<L>,
-    view: &'a View<V>,
-    name: &'a [u8],
-    tags: Vec<Vec<u8>>,
-    held: Option<Arc<Entry>>,
-    loads: PhantomData<fn() -> F>,
-}
-
-impl<'a, V, L, F> OwnLook<'a, V, L, F>
-where
-    V: Clone + Send + Sync + 'static,
-    L: FnOnce() -> F + Send + 'static,
-    F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
-{
-    fn new(view: &'a View<V>, name: &'a [u8], job: &Job<V>, load: L) -> Self {
-        Self {
-            load: Some(load),
-            view,
-            name,
-            tags: job.tags.clone(),
-            held: job.held.clone(),
-            loads: PhantomData,
-        }
-    }
-
-    /// The reader is still there: hands its loader back.
-    fn over(mut self) -> Option<L> {
-        self.load.take()
-    }
-}
-
-impl<V, L, F> Drop for OwnLook<'_, V, L, F>
-where
-    V: Clone + Send + Sync + 'static,
-    L: FnOnce() -> F + Send + 'static,
-    F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
-{
-    fn drop(&mut self) {
-        let Some(load) = self.load.take() else { return };
-        if tokio::runtime::Handle::try_current().is_ok() {
-            let tags = std::mem::take(&mut self.tags);
-            let job = Job::new(self.view, tags, self.held.take());
-            self.view.board(self.name, job, load);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -510,7 +414,7 @@ mod tests {
             .view::<String>("user")
             .unwrap();
         let load = || async { Ok(None) };
-        let bytes = size_of_val(&users.read(7).get_otherwise(load));
+        let bytes = size_of_val(&users.read(7).get_otherwise(load, clock(), true));
         assert!(bytes <= 2048, "{bytes}");
     }
 }

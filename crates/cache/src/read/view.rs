@@ -318,6 +318,15 @@ impl<V> View<V> {
     }
 }
 
+/// The outcome of a glance into memory.
+pub(super) enum Glance<V> {
+    Answer(Answer<V>),
+    /// There is something, which does not answer at a glance.
+    Something,
+    /// Nothing that could be served.
+    Nothing,
+}
+
 impl<V: Clone + Send + Sync + 'static> View<V> {
     pub(crate) fn cargo(&self) -> Cargo {
         Cargo {
@@ -335,9 +344,11 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         key: &impl Key,
         name: &KeyName<'_>,
         tags: &[Cow<'_, [u8]>],
-    ) -> Option<Answer<V>> {
+    ) -> Glance<V> {
         let cache = self.core();
-        cache.memory.ask(name, tags, &cache.generations, |entry| {
+        let mut outcome = Glance::Nothing;
+        let answer = cache.memory.ask(name, tags, &cache.generations, |entry| {
+            outcome = Glance::Something;
             // Not before the look-up: a look at the clock waits for what was asked of memory, and
             // what comes behind it is not begun meanwhile.
             let now = Monotonic::now();
@@ -346,7 +357,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 && cache.is_current(entry, now)
                 && (entry.view() == self.made.number || self.accepts(key, name, entry, age));
             if good { self.hit(entry, age) } else { None }
-        })
+        });
+        answer.map_or(outcome, Glance::Answer)
     }
 
     /// Whether what another view has stored answers this one, at this age.

@@ -1,6 +1,7 @@
 //! A value in memory, with all that a hit has to know of it.
 
 use std::any::Any;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
@@ -41,7 +42,7 @@ pub(crate) struct Entry {
     version: u32,
     class: usize,
     /// The names of its tags.
-    tag_names: Arc<[Vec<u8>]>,
+    tag_names: TagNames,
 }
 
 /// A value whose type is not known here. One place in memory more is spared for bytes, which most
@@ -50,6 +51,24 @@ pub(crate) struct Entry {
 enum Value {
     Bytes(Option<Bytes>),
     Other(Box<dyn Any + Send + Sync>),
+}
+
+/// The names of tags, shared by whoever needs them. For none of them nothing is allocated.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TagNames(Option<Arc<[Vec<u8>]>>);
+
+impl From<Vec<Vec<u8>>> for TagNames {
+    fn from(names: Vec<Vec<u8>>) -> Self {
+        Self((!names.is_empty()).then(|| names.into()))
+    }
+}
+
+impl Deref for TagNames {
+    type Target = [Vec<u8>];
+
+    fn deref(&self) -> &[Vec<u8>] {
+        self.0.as_deref().unwrap_or_default()
+    }
 }
 
 /// The origin of an entry.
@@ -80,7 +99,7 @@ impl Entry {
         key: &[u8],
         value: Option<V>,
         times: Times,
-        (snapshot, tag_names): (&Snapshot, Arc<[Vec<u8>]>),
+        (snapshot, tag_names): (&Snapshot, TagNames),
         label: Label,
         bytes: usize,
     ) -> Arc<Self> {
@@ -132,7 +151,7 @@ impl Entry {
         self.version
     }
 
-    pub(crate) fn tag_names(&self) -> &Arc<[Vec<u8>]> {
+    pub(crate) fn tag_names(&self) -> &[Vec<u8>] {
         &self.tag_names
     }
 

@@ -89,7 +89,10 @@ impl RedisTier {
         let tier = Self {
             toward: client.toward(options.names.epoch()),
             server: NO_SERVER.into(),
-            together: Together::new(client.reply_limits().total_bytes),
+            together: Together::new(
+                client.reply_limits().total_bytes,
+                options.names.are_in_one_slot(),
+            ),
             client,
             names: options.names,
             limit: options.limit,

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::freshness::Life;
 use crate::monotonic::Monotonic;
-use crate::tier::entry::{Label, Times};
+use crate::tier::entry::{Label, TagNames, Times};
 
 const NONE: &[&str] = &[];
 
@@ -43,7 +43,7 @@ fn make<V: Send + Sync + 'static>(
         class: 0,
         version: 0,
     };
-    let governed = (snapshot, Arc::from([]));
+    let governed = (snapshot, TagNames::default());
     Entry::new(key, Some(value), loaded_now(), governed, label, bytes)
 }
 

@@ -10,14 +10,23 @@
 //! kept for `u64` ms, fresh for `u64` ms, cost of loading `u64` µs, version of the value's type
 //! `u32`, count of tags `u16`, each as length `u16`, name, token of 16 bytes; then the payload,
 //! which if compressed begins with its full length as `u32`.
+//!
+//! The script that fills adds a *stamp*, which only Redis can know: the moment at which the value
+//! expires, in ms of Redis's own clock, as `u48`, and a `u32` that checks it, the sum of that moment
+//! and the crc32 modulo the greatest prime below 2^32. With it the format version is 3. Without it
+//! (in a cluster, from an earlier program, or if Redis does not tell the time or is older than 7) it
+//! is 2, and how old the value is has to be told by the time that Redis says it has left.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::freshness::Life;
 
-/// The version written, and the only one read.
-pub(crate) const VERSION: u8 = 2;
+/// The version of what bears no stamp.
+pub(crate) const UNSTAMPED: u8 = 2;
+
+/// The version of what bears one, or is to be given one by the script that fills.
+pub(crate) const STAMPED: u8 = 3;
 
 /// A random token of 128 bits.
 pub(crate) type Token = [u8; 16];
@@ -33,6 +42,8 @@ pub(crate) struct Envelope<'a> {
     pub(crate) tags: Vec<(Cow<'a, [u8]>, Token)>,
     /// `None` is absence, remembered.
     pub(crate) payload: Option<Cow<'a, [u8]>>,
+    /// The moment at which it expires, by Redis's clock in ms, if it bears a stamp.
+    pub(crate) expires: Option<u64>,
 }
 
 /// The reason why bytes from Redis are not a value.
@@ -47,8 +58,8 @@ pub(crate) enum DecodeError {
 }
 
 impl Envelope<'_> {
-    /// Encodes, compressing a payload longer than `compress_above` if that makes it shorter. `None`
-    /// if there are more than 65 535 tags, or one of them is longer than that.
+    /// Encodes without a stamp, compressing a payload longer than `compress_above` if that makes it
+    /// shorter. `None` if there are more than 65 535 tags, or one of them is longer than that.
     pub(crate) fn encode(&self, compress_above: usize) -> Option<Vec<u8>> {
         let tag_count = u16::try_from(self.tags.len()).ok()?;
         let payload = self.payload.as_deref().unwrap_or_default();
@@ -63,7 +74,7 @@ impl Envelope<'_> {
         let mut out = Vec::with_capacity(
             FIXED + self.tags.iter().map(|t| t.0.len() + 18).sum::<usize>() + body.len(),
         );
-        out.extend([VERSION, flags, 0, 0, 0, 0]);
+        out.extend([UNSTAMPED, flags, 0, 0, 0, 0]);
         out.extend(millis(self.life.keep).to_le_bytes());
         out.extend(millis(self.life.fresh).to_le_bytes());
         out.extend((self.cost.as_micros() as u64).to_le_bytes());
@@ -84,11 +95,13 @@ impl Envelope<'_> {
     /// unpacked.
     pub(crate) fn decode(bytes: &[u8], value_max: usize) -> Result<Envelope<'_>, DecodeError> {
         let mut rest = Reader(bytes);
-        if rest.array::<1>()? != [VERSION] {
-            return Err(DecodeError::Version);
-        }
-        let [flags] = rest.array()?;
+        let [version, flags] = rest.array()?;
         let sum = u32::from_le_bytes(rest.array()?);
+        let expires = match version {
+            UNSTAMPED => None,
+            STAMPED => Some(rest.stamp(sum)?),
+            _ => return Err(DecodeError::Version),
+        };
         if checksum(flags, rest.0) != sum {
             return Err(DecodeError::Corrupt);
         }
@@ -120,8 +133,41 @@ impl Envelope<'_> {
             type_version,
             tags,
             payload,
+            expires,
         })
     }
+}
+
+/// Whether these bytes say that they are a value without a stamp.
+pub(crate) fn is_unstamped(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&UNSTAMPED)
+}
+
+/// Returns where the payload of such bytes ends.
+pub(crate) fn payload_end(bytes: &[u8]) -> usize {
+    match bytes.first() {
+        Some(&STAMPED) => bytes.len().saturating_sub(STAMP),
+        _ => bytes.len(),
+    }
+}
+
+/// Has the script that fills give these encoded bytes a stamp.
+pub(crate) fn to_be_stamped(bytes: &mut [u8]) {
+    if let Some(version) = bytes.first_mut() {
+        *version = STAMPED;
+    }
+}
+
+/// Gives encoded bytes this stamp instead of what they bear, as the script that fills does it.
+#[cfg(test)]
+pub(crate) fn stamp(bytes: &mut Vec<u8>, expires: u64) {
+    bytes.truncate(payload_end(bytes));
+    to_be_stamped(bytes);
+    let mut sum = [0; 4];
+    sum.copy_from_slice(&bytes[2..CHECKED_FROM]);
+    let check = (expires + u64::from(u32::from_le_bytes(sum))) % PRIME;
+    bytes.extend_from_slice(&expires.to_le_bytes()[..6]);
+    bytes.extend_from_slice(&check.to_le_bytes()[..4]);
 }
 
 fn unpack(mut packed: Reader<'_>, value_max: usize) -> Result<Vec<u8>, DecodeError> {
@@ -165,6 +211,21 @@ impl<'a> Reader<'a> {
         self.0 = tail;
         Ok(*head)
     }
+
+    /// Takes the stamp off the end of what has this checksum.
+    fn stamp(&mut self, sum: u32) -> Result<u64, DecodeError> {
+        let (head, stamp) = self
+            .0
+            .split_last_chunk::<STAMP>()
+            .ok_or(DecodeError::Corrupt)?;
+        let [a, b, c, d, e, f, check @ ..] = *stamp;
+        let expires = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        if (expires + u64::from(sum)) % PRIME != u64::from(u32::from_le_bytes(check)) {
+            return Err(DecodeError::Corrupt);
+        }
+        self.0 = head;
+        Ok(expires)
+    }
 }
 
 const COMPRESSED: u8 = 1;
@@ -172,6 +233,10 @@ const ABSENT: u8 = 2;
 /// The value has chosen its times itself.
 const OWN_LIFE: u8 = 4;
 const CHECKED_FROM: usize = 6;
+/// Bytes of a stamp.
+const STAMP: usize = 10;
+/// The greatest prime below 2^32: no one byte that is changed adds a multiple of it.
+const PRIME: u64 = 4_294_967_291;
 const FIXED: usize = CHECKED_FROM + 30;
 
 #[cfg(test)]
@@ -193,7 +258,13 @@ mod tests {
                 .map(|(name, token)| (Cow::Owned(name), token))
                 .collect(),
             payload: payload.map(Cow::Owned),
+            expires: None,
         }
+    }
+
+    fn stamped(mut bytes: Vec<u8>, expires: u64) -> Vec<u8> {
+        stamp(&mut bytes, expires);
+        bytes
     }
 
     proptest! {
@@ -202,35 +273,51 @@ mod tests {
             payload in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..4096)),
             tags in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..40), any::<Token>()), 0..5),
             above in 0usize..5000,
+            expires in 0u64..1 << 48,
         ) {
             let written = envelope(payload, tags);
             let bytes = written.encode(above).unwrap();
+            prop_assert_eq!(&Envelope::decode(&bytes, 4096).unwrap(), &written);
+            let bytes = stamped(bytes, expires);
+            let written = Envelope { expires: Some(expires), ..written };
             prop_assert_eq!(Envelope::decode(&bytes, 4096), Ok(written));
         }
 
         #[test]
-        fn k12_any_single_changed_byte_is_noticed(payload in proptest::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>(), with in 1u8..) {
-            let mut bytes = envelope(Some(payload), vec![(b"tag".to_vec(), [9; 16])]).encode(100).unwrap();
-            let at = at.index(bytes.len());
-            bytes[at] ^= with;
-            prop_assert!(Envelope::decode(&bytes, 4096).is_err());
+        fn k12_any_single_changed_byte_is_noticed(payload in proptest::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>(), with in 1u8.., expires in 0u64..1 << 48) {
+            let bytes = envelope(Some(payload), vec![(b"tag".to_vec(), [9; 16])]).encode(100).unwrap();
+            for mut bytes in [stamped(bytes.clone(), expires), bytes] {
+                let at = at.index(bytes.len());
+                bytes[at] ^= with;
+                prop_assert!(Envelope::decode(&bytes, 4096).is_err());
+            }
         }
 
         #[test]
         fn k12_no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Envelope::decode(&bytes, 1000);
-            let mut valid_sum = vec![VERSION, bytes.first().copied().unwrap_or(0)];
+            let mut valid_sum = vec![UNSTAMPED, bytes.first().copied().unwrap_or(0)];
             valid_sum.extend(checksum(valid_sum[1], &bytes).to_le_bytes());
             valid_sum.extend(&bytes);
             let _ = Envelope::decode(&valid_sum, 1000);
+            let _ = Envelope::decode(&stamped(valid_sum, 1), 1000);
         }
     }
 
     #[test]
     fn k12_a_future_version_is_told_from_damage() {
         let mut bytes = envelope(Some(b"x".to_vec()), vec![]).encode(100).unwrap();
-        bytes[0] = VERSION + 1;
+        bytes[0] = STAMPED + 1;
         assert_eq!(Envelope::decode(&bytes, 100), Err(DecodeError::Version));
+    }
+
+    #[test]
+    fn k12_the_stamp_of_another_value_is_noticed() {
+        let encoded = |text: &[u8]| envelope(Some(text.to_vec()), vec![]).encode(100).unwrap();
+        let (mut one, other) = (stamped(encoded(b"one"), 7), stamped(encoded(b"two"), 8));
+        let at = one.len() - STAMP;
+        one[at..].copy_from_slice(&other[at..]);
+        assert_eq!(Envelope::decode(&one, 100), Err(DecodeError::Corrupt));
     }
 
     #[test]

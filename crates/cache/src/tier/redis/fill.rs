@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::RedisTier;
 use super::allowance::RedisAllowance;
 use super::answer::{EpochView, RedisFailure, RedisResult, SeenValue, millis};
-use super::envelope::{Envelope, Token};
+use super::envelope::{Envelope, Token, to_be_stamped};
 use super::names::Names;
 use super::scripts::{FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, RELEASE, TAKE_LEASE};
 use crate::clock::clock;
@@ -63,7 +63,7 @@ impl RedisTier {
     /// seen. `life` bounds how long a holder that died stands in the way.
     pub(crate) async fn take_lease(
         self: &Arc<Self>,
-        key: &Key,
+        key: &[u8],
         tags: &[Vec<u8>],
         seen: &SeenValue,
         life: Duration,
@@ -72,7 +72,7 @@ impl RedisTier {
         let epoch_view = &seen.epoch_view;
         let mut lease = Lease {
             redis: self.clone(),
-            key: key.clone(),
+            key: key.into(),
             epoch_view: epoch_view.clone(),
             token: self.token_text(),
             tags: Vec::new(),
@@ -269,8 +269,15 @@ impl RedisTier {
             type_version: value.type_version,
             tags,
             payload: value.payload.map(Cow::Borrowed),
+            expires: None,
         };
-        envelope.encode(self.compress_above)
+        let mut bytes = envelope.encode(self.compress_above)?;
+        // In a cluster the time that is left is asked for: where a slot moves, another node counts
+        // it by another clock.
+        if !self.names.are_in_one_slot() {
+            to_be_stamped(&mut bytes);
+        }
+        Some(bytes)
     }
 }
 

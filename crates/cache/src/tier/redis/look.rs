@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use steadfast::Effect;
 
 use super::answer::{EpochView, HEAD, RedisFailure, RedisResult, SeenValue};
-use super::envelope::{DecodeError, Envelope, Token};
+use super::envelope::{DecodeError, Envelope, Token, is_unstamped, payload_end};
 use super::scripts::LOOK;
 use super::{RedisAllowance, RedisTier, asked_within};
 use crate::freshness::Life;
@@ -24,26 +24,32 @@ pub(crate) struct Wanted<'a> {
     pub(crate) asked: Instant,
 }
 
-/// The names in Redis of a value and of the tags that it has to carry.
-pub(super) struct Names {
-    pub(super) value: Vec<u8>,
-    pub(super) tags: Vec<Vec<u8>>,
-}
-
-impl Names {
-    pub(super) fn bytes(&self) -> usize {
-        self.value.len() + self.tags.iter().map(Vec::len).sum::<usize>()
-    }
-}
-
 /// The answer to a look, from a Redis that is the one that was believed in.
 pub(super) struct Found {
-    /// The milliseconds that the value has left.
-    pub(super) left: i64,
+    pub(super) told: Told,
     pub(super) value: Option<Vec<u8>>,
     /// The tokens of the tags.
     pub(super) tokens: Vec<Option<Vec<u8>>>,
 }
+
+impl Found {
+    /// Whether it is a value without a stamp.
+    pub(super) fn is_unstamped(&self) -> bool {
+        self.value.as_deref().is_some_and(is_unstamped)
+    }
+}
+
+/// What Redis has said beside a value, by which its age is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Told {
+    /// The milliseconds that it has left.
+    Left(i64),
+    /// The time, in milliseconds of Redis's clock. That tells the age of what bears a stamp.
+    Now(u64),
+}
+
+/// The name of a tag, and its token.
+type Tag = (Vec<u8>, Token);
 
 /// The outcome of a look at Redis.
 pub(crate) enum Lookup {
@@ -94,54 +100,68 @@ impl RedisTier {
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
     ) -> RedisResult<Lookup> {
         let found = self.find(wanted, &epoch_view, allowance).await?;
-        let Some(mut bytes) = found.value.filter(|_| found.left != VANISHED) else {
-            return Ok(Lookup::Miss(SeenValue {
+        match self.open(wanted, epoch_view, found) {
+            Ok((value, unnamed)) if unnamed.is_empty() => Ok(Lookup::Hit(value)),
+            // In a box, as all that a read does not do for a hit among many: what it holds while it
+            // waits is small then.
+            Ok((value, unnamed)) => {
+                Box::pin(self.look_at_tags(value, unnamed, allowance, carries)).await
+            }
+            Err(seen) => Ok(Lookup::Miss(seen)),
+        }
+    }
+
+    /// Takes a value out of the bytes that were found, with those of its tags that were not named;
+    /// else says what was seen.
+    fn open(
+        &self,
+        wanted: &Wanted<'_>,
+        epoch_view: EpochView,
+        found: Found,
+    ) -> Result<(RedisValue, Vec<Tag>), SeenValue> {
+        let vanished = matches!(found.told, Told::Left(VANISHED));
+        let Some(mut bytes) = found.value.filter(|_| !vanished) else {
+            return Err(SeenValue {
                 epoch_view,
                 head: SmallVec::new(),
-            }));
+            });
         };
         self.together.note_size(wanted.class, bytes.len());
         let seen = SeenValue {
             epoch_view,
-            head: bytes.iter().take(HEAD).copied().collect(),
+            head: SmallVec::from_slice(&bytes[..HEAD.min(bytes.len())]),
         };
-        let (mut envelope, age) = match self.open(&bytes, found.left) {
-            Ok(opened) => opened,
+        let (mut envelope, age) = match self.decode(&bytes, found.told) {
+            Ok(decoded) => decoded,
             Err(damage) => {
                 tracing::warn!(%damage, "a value in Redis is treated as missing");
                 self.stats.damaged.add(1);
-                return Ok(Lookup::Miss(seen));
+                return Err(seen);
             }
         };
         let Some(unnamed) = unnamed(&envelope, wanted.tags, &found.tokens) else {
-            return Ok(Lookup::Miss(seen));
+            return Err(seen);
         };
-        if !unnamed.is_empty() {
-            let names: Vec<&[u8]> = unnamed.iter().map(|(name, _)| *name).collect();
-            if !carries(&names)
-                || !Box::pin(self.hold(&unnamed, &seen.epoch_view, allowance)).await?
-            {
-                return Ok(Lookup::Miss(seen));
-            }
-        }
         let Envelope {
             life,
             cost,
             type_version,
             ref tags,
             ref mut payload,
+            ..
         } = envelope;
         let tags = tags.iter().map(|(tag, _)| tag.to_vec()).collect();
         let payload = match payload.take() {
-            // The end of the bytes, which are not copied for it.
+            // A part of the bytes, which are not copied for it.
             Some(Cow::Borrowed(payload)) => {
-                let before = bytes.len() - payload.len();
-                bytes.drain(..before);
+                let (end, length) = (payload_end(&bytes), payload.len());
+                bytes.truncate(end);
+                bytes.drain(..end - length);
                 Some(bytes)
             }
             other => other.map(Cow::into_owned),
         };
-        Ok(Lookup::Hit(RedisValue {
+        let value = RedisValue {
             life,
             cost,
             age,
@@ -150,7 +170,27 @@ impl RedisTier {
             payload,
             proven: seen.epoch_view.proven,
             seen,
-        }))
+        };
+        Ok((value, unnamed))
+    }
+
+    /// Whether the tags of a value hold that nobody named.
+    async fn look_at_tags(
+        &self,
+        value: RedisValue,
+        unnamed: Vec<Tag>,
+        allowance: &mut RedisAllowance,
+        carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
+    ) -> RedisResult<Lookup> {
+        let names: Vec<&[u8]> = unnamed.iter().map(|(name, _)| name.as_slice()).collect();
+        let hold = carries(&names)
+            && self
+                .hold(&unnamed, &value.seen.epoch_view, allowance)
+                .await?;
+        Ok(match hold {
+            true => Lookup::Hit(value),
+            false => Lookup::Miss(value.seen),
+        })
     }
 
     /// Asks for a value, with others that do so at this moment or alone.
@@ -167,32 +207,32 @@ impl RedisTier {
         {
             return found;
         }
-        let names = self.names_of(wanted, epoch_view);
-        // In a box, as all that a read does not do for a hit among many: what it holds while it
-        // waits is small then.
+        // In a box, as above.
+        Box::pin(self.find_alone(wanted, epoch_view, allowance)).await
+    }
+
+    async fn find_alone(
+        &self,
+        wanted: &Wanted<'_>,
+        epoch_view: &EpochView,
+        allowance: &mut RedisAllowance,
+    ) -> RedisResult<Found> {
         let answer = allowance
-            .spend(|limit| Box::pin(self.ask_alone(&names, limit)))
+            .spend(|limit| self.ask_alone(wanted, epoch_view, limit))
             .await?;
         let Some((left, mut found)) = time_and_texts(answer) else {
             return Err(ANOTHER_SHAPE);
         };
-        if found.len() != 3 + names.tags.len() {
+        if found.len() != 3 + wanted.tags.len() {
             return Err(ANOTHER_SHAPE);
         }
         let tokens = found.split_off(3);
         self.check(epoch_view, found[0].as_deref(), found[1].as_deref())?;
         Ok(Found {
-            left,
+            told: Told::Left(left),
             value: found.pop().flatten(),
             tokens,
         })
-    }
-
-    pub(super) fn names_of(&self, wanted: &Wanted<'_>, epoch_view: &EpochView) -> Names {
-        Names {
-            value: self.names.value(&epoch_view.epoch, wanted.key),
-            tags: wanted.tags.iter().map(|tag| self.names.tag(tag)).collect(),
-        }
     }
 
     /// Asks for the time that a value has left, and for epoch, watermark, the value and its tags.
@@ -200,32 +240,43 @@ impl RedisTier {
     /// The time is asked first: if the value is replaced in between, it seems older than it is, not
     /// younger. A cluster's client repeats what was refused of a pipeline, and only that, so there
     /// the time could be asked again after the value was answered: one script asks for both.
-    async fn ask_alone(&self, names: &Names, limit: Duration) -> RedisResult<Vec<redis::Value>> {
+    async fn ask_alone(
+        &self,
+        wanted: &Wanted<'_>,
+        epoch_view: &EpochView,
+        limit: Duration,
+    ) -> RedisResult<Vec<redis::Value>> {
         let (epoch, watermark) = (self.names.epoch(), self.names.watermark());
+        let value = self.names.value(&epoch_view.epoch, wanted.key);
+        let tags: Vec<_> = wanted.tags.iter().map(|tag| self.names.tag(tag)).collect();
         if self.names.are_in_one_slot() {
             let mut ask = redis::cmd("EVAL");
-            ask.arg(LOOK).arg(3 + names.tags.len());
-            ask.arg(epoch).arg(watermark).arg(&names.value);
-            ask.arg(&names.tags);
+            ask.arg(LOOK).arg(3 + tags.len());
+            ask.arg(epoch).arg(watermark).arg(&value).arg(&tags);
             let options = asked_within(limit).effect(Effect::Read);
             return self.ask_with(&ask, limit, options).await;
         }
         let mut pipe = redis::Pipeline::with_capacity(2);
-        pipe.cmd("PTTL").arg(&names.value);
-        pipe.cmd("MGET").arg(epoch).arg(watermark).arg(&names.value);
-        pipe.arg(&names.tags);
+        pipe.cmd("PTTL").arg(&value);
+        pipe.cmd("MGET").arg(epoch).arg(watermark).arg(&value);
+        pipe.arg(&tags);
         self.ask_plainly(&pipe, limit).await
     }
 
     /// Judges the bytes of a value, and tells its age.
-    fn open<'b>(
+    fn decode<'b>(
         &self,
         bytes: &'b [u8],
-        remaining_ms: i64,
+        told: Told,
     ) -> Result<(Envelope<'b>, Duration), DecodeError> {
         let envelope = Envelope::decode(bytes, self.value_max)?;
         // The time it has left, by Redis's own clock, tells its age; the host's clock is not asked.
-        let remaining = u64::try_from(remaining_ms).map_err(|_| DecodeError::Corrupt)?;
+        let remaining = match (told, envelope.expires) {
+            (Told::Left(left), _) => u64::try_from(left).map_err(|_| DecodeError::Corrupt)?,
+            // None, if somebody keeps it for longer than it was to live.
+            (Told::Now(now), Some(expires)) => expires.saturating_sub(now),
+            (Told::Now(_), None) => return Err(DecodeError::Corrupt),
+        };
         let age = (envelope.life.keep + TOLERANCE)
             .checked_sub(Duration::from_millis(remaining))
             .ok_or(DecodeError::Corrupt)?;
@@ -235,7 +286,7 @@ impl RedisTier {
     /// Whether these tags still have these tokens, in the Redis that the value came from.
     async fn hold(
         &self,
-        tags: &[(&[u8], Token)],
+        tags: &[Tag],
         epoch_view: &EpochView,
         allowance: &mut RedisAllowance,
     ) -> RedisResult<bool> {
@@ -251,19 +302,18 @@ impl RedisTier {
             return Err(ANOTHER_SHAPE);
         };
         self.check(epoch_view, epoch.as_deref(), watermark.as_deref())?;
-        let same =
-            |((_, token), now): (&(&[u8], Token), &Option<Vec<u8>>)| now.as_deref() == Some(token);
+        let same = |((_, token), now): (&Tag, &Option<Vec<u8>>)| now.as_deref() == Some(token);
         Ok(tokens.len() == tags.len() && tags.iter().zip(tokens).all(same))
     }
 }
 
 /// The tags of a value that were not named, with their tokens; `None` if it lacks a tag that was
 /// named, or has an earlier token of it.
-fn unnamed<'e>(
-    envelope: &'e Envelope<'_>,
+fn unnamed(
+    envelope: &Envelope<'_>,
     named: &[Vec<u8>],
     tokens: &[Option<Vec<u8>>],
-) -> Option<Vec<(&'e [u8], Token)>> {
+) -> Option<Vec<Tag>> {
     let token_of = |name: &[u8]| envelope.tags.iter().find(|(tag, _)| **tag == *name);
     let named_hold = named.len() == tokens.len()
         && named.iter().zip(tokens).all(|(name, now)| {
@@ -275,7 +325,7 @@ fn unnamed<'e>(
             .tags
             .iter()
             .filter(|(tag, _)| is_unnamed(tag))
-            .map(|(tag, token)| (&**tag, *token))
+            .map(|(tag, token)| (tag.to_vec(), *token))
             .collect()
     })
 }

@@ -52,6 +52,11 @@ impl Names {
         self.join(&[b":v:", epoch.as_bytes(), b":{", key, b"}"])
     }
 
+    /// Appends the name of a value.
+    pub(crate) fn add_value(&self, epoch: &str, key: &[u8], out: &mut Vec<u8>) {
+        self.join_to(out, &[b":v:", epoch.as_bytes(), b":{", key, b"}"]);
+    }
+
     pub(crate) fn lease(&self, epoch: &str, key: &[u8]) -> Vec<u8> {
         self.join(&[b":l:", epoch.as_bytes(), b":{", key, b"}"])
     }
@@ -108,9 +113,13 @@ impl Names {
         let mut name = Vec::with_capacity(
             self.beginning.len() + parts.iter().map(|part| part.len()).sum::<usize>(),
         );
-        name.extend_from_slice(self.beginning.as_bytes());
-        parts.iter().for_each(|part| name.extend_from_slice(part));
+        self.join_to(&mut name, parts);
         name
+    }
+
+    fn join_to(&self, out: &mut Vec<u8>, parts: &[&[u8]]) {
+        out.extend_from_slice(self.beginning.as_bytes());
+        parts.iter().for_each(|part| out.extend_from_slice(part));
     }
 }
 

@@ -108,10 +108,34 @@ for i = 3, #KEYS do \
 end \
 return out";
 
+/// A function that gives a value that is to live for so many ms its stamp, if it is to have one: the
+/// moment at which it expires, by this very clock, and a sum to check it by (`envelope.rs`). The
+/// value is one without if Redis may not be asked the time, or is older than 7, which gives itself
+/// away by not telling its version here: its replicas count by their own clocks.
+macro_rules! stamped {
+    () => {
+        "\
+local function stamped(bytes, ms) \
+  if string.byte(bytes) ~= 3 then return bytes end \
+  local now = redis.REDIS_VERSION_NUM and redis.pcall('TIME') \
+  if not now or now.err then return '\\2' .. string.sub(bytes, 2) end \
+  local at = now[1] * 1000 + math.floor(now[2] / 1000) + ms \
+  local a, b, c, d = string.byte(bytes, 3, 6) \
+  local sum = (at + a + b * 256 + c * 65536 + d * 16777216) % 4294967291 \
+  local function part(n, i) return math.floor(n / 256 ^ i) % 256 end \
+  return bytes .. string.char( \
+    part(at, 0), part(at, 1), part(at, 2), part(at, 3), part(at, 4), part(at, 5), \
+    part(sum, 0), part(sum, 1), part(sum, 2), part(sum, 3)) \
+end "
+    };
+}
+
 /// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the window's watermark, bytes,
 /// ms, the names that govern the value. Refuses what was invalidated since the window began, and
 /// everything if the logs do not reach from there up to now.
-pub(super) const FILL_IN_WINDOW: &str = "\
+pub(super) const FILL_IN_WINDOW: &str = concat!(
+    stamped!(),
+    "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
 local at, window = redis.call('GET', KEYS[2]), tonumber(ARGV[2]) \
 if at ~= ARGV[2] then \
@@ -128,19 +152,27 @@ if at ~= ARGV[2] then \
     end \
   end \
 end \
-redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) \
-return 1";
+redis.call('SET', KEYS[3], stamped(ARGV[3], ARGV[4]), 'PX', ARGV[4]) \
+return 1"
+);
 
 /// KEYS epoch, lease, value. ARGV epoch, token, bytes, ms.
-pub(super) const FILL: &str = "\
+pub(super) const FILL: &str = concat!(
+    stamped!(),
+    "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] or redis.call('GET', KEYS[2]) ~= ARGV[2] then return 0 end \
-redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) \
+redis.call('SET', KEYS[3], stamped(ARGV[3], ARGV[4]), 'PX', ARGV[4]) \
 redis.call('DEL', KEYS[2]) \
-return 1";
+return 1"
+);
 
 /// A FILL without its checks: for the test that proves them necessary.
-pub(super) const FILL_UNCHECKED: &str =
-    "redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) redis.call('DEL', KEYS[2]) return 1";
+pub(super) const FILL_UNCHECKED: &str = concat!(
+    stamped!(),
+    "redis.call('SET', KEYS[3], stamped(ARGV[3], ARGV[4]), 'PX', ARGV[4]) \
+redis.call('DEL', KEYS[2]) \
+return 1"
+);
 
 /// KEYS lease. ARGV token.
 pub(super) const RELEASE: &str =

@@ -21,8 +21,10 @@
 //! thread, is closed by the next reader; and if none comes, or if that runtime is not driven, a
 //! thread beside all runtimes ([`watch`]) sends its readers to ask for themselves.
 
+mod seats;
 mod watch;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -31,10 +33,11 @@ use parking_lot::Mutex;
 use redis::Value;
 use steadfast::{Effect, ErrorKind};
 use tokio::runtime::{Handle, Id};
-use tokio::sync::oneshot;
 
+use self::seats::{Seated, Seats};
 use super::answer::{EpochView, RedisFailure, RedisResult};
-use super::look::{Found, Names, Wanted, text};
+use super::look::{Found, Told, Wanted, text};
+use super::names::Names;
 use super::scripts::LOOK_FOR_ALL;
 use super::{RedisAllowance, RedisTier, asked_within};
 use crate::clock::clock;
@@ -49,8 +52,19 @@ pub(super) struct Together {
     sizes: [AtomicU32; CLASSES],
     /// Until this moment everybody asks alone: the bits of a [`Monotonic`].
     apart_until: AtomicU64,
-    /// Readers that ask together at most.
-    most: usize,
+    /// Until this moment the time that is left is asked for each value, since there are some
+    /// without a stamp: the bits of a [`Monotonic`].
+    unstamped_until: AtomicU64,
+    /// The bounds of a gathering.
+    most: Most,
+}
+
+/// The bounds of what is asked for together.
+#[derive(Clone, Copy)]
+struct Most {
+    readers: usize,
+    /// Of values as long as those of their classes have been of late.
+    bytes: usize,
 }
 
 /// The gatherings for which Redis has not been asked yet.
@@ -74,11 +88,20 @@ struct Gathering {
     /// them expects.
     epoch_view: EpochView,
     readers: Vec<Reader>,
+    /// The names of their values, one behind the other.
+    names: Vec<u8>,
+    /// The length of their values, as far as can be said.
+    bytes: usize,
+    /// Told of the answer; if they are dropped, that nobody has asked.
+    seats: Seats<Part>,
 }
 
 struct Reader {
-    names: Names,
-    answer: oneshot::Sender<Told>,
+    /// The number of its seat.
+    seat: usize,
+    /// The place of its value's name among the names.
+    value: Range<usize>,
+    tags: Vec<Vec<u8>>,
 }
 
 /// A look that has begun, until it is dropped.
@@ -86,13 +109,21 @@ pub(super) struct Looking<'a>(&'a AtomicUsize);
 
 impl Together {
     /// For a client that takes replies of so many bytes.
-    pub(super) fn new(reply_bytes: usize) -> Self {
+    pub(super) fn new(reply_bytes: usize, are_in_one_slot: bool) -> Self {
+        let readers = match are_in_one_slot {
+            true => MOST_IN_A_CLUSTER,
+            false => MOST,
+        };
         Self {
-            most: MOST.min(reply_bytes / ROOM),
+            most: Most {
+                readers: readers.min(reply_bytes / ROOM),
+                bytes: MOST_BYTES,
+            },
             open: Mutex::default(),
             looking: AtomicUsize::new(0),
             sizes: std::array::from_fn(|_| AtomicU32::new(UNKNOWN)),
             apart_until: AtomicU64::new(Monotonic::FIRST.to_bits()),
+            unstamped_until: AtomicU64::new(Monotonic::FIRST.to_bits()),
         }
     }
 
@@ -105,9 +136,14 @@ impl Together {
     /// Whether it is worth waiting for others: there are some, and what they ask for is small.
     pub(super) fn invites(&self, wanted: &Wanted<'_>) -> bool {
         self.looking.load(Ordering::Relaxed) >= SEVERAL
-            && self.most >= SEVERAL
+            && self.most.readers >= SEVERAL
             && wanted.tags.len() <= FEW_TAGS
-            && self.sizes[wanted.class % CLASSES].load(Ordering::Relaxed) <= LARGE
+            && self.size_of(wanted) <= LARGE
+    }
+
+    /// The length of the longest value of late of the class of this one.
+    fn size_of(&self, wanted: &Wanted<'_>) -> u32 {
+        self.sizes[wanted.class % CLASSES].load(Ordering::Relaxed)
     }
 
     /// Learns how long a value of this class is. A long one is remembered for some hundred others.
@@ -137,6 +173,18 @@ impl Together {
         self.apart_until.store(u64::MAX, Ordering::Relaxed);
     }
 
+    /// Whether all values of late bore a stamp.
+    fn are_stamped(&self, now: Instant) -> bool {
+        Monotonic::from(now).to_bits() >= self.unstamped_until.load(Ordering::Relaxed)
+    }
+
+    /// Remembers for a while that there are values without a stamp.
+    fn note_unstamped(&self, now: Instant) {
+        let until = Monotonic::from(now).plus(REMEMBERED.into());
+        self.unstamped_until
+            .fetch_max(until.to_bits(), Ordering::Relaxed);
+    }
+
     /// Takes the gathering of this number, if Redis has not been asked for it yet.
     fn take(&self, number: u64) -> Option<Gathering> {
         let mut open = self.open.lock();
@@ -163,6 +211,19 @@ impl Gathering {
             && Arc::ptr_eq(&self.epoch_view.epoch, &epoch_view.epoch)
             && self.epoch_view.server == epoch_view.server
     }
+
+    fn name_of(&self, reader: &Reader) -> &[u8] {
+        &self.names[reader.value.clone()]
+    }
+}
+
+/// A reader that is to join those who ask together.
+struct Newcomer<'a> {
+    wanted: &'a Wanted<'a>,
+    epoch_view: &'a EpochView,
+    runtime: Id,
+    /// The length that its value may have.
+    size: usize,
 }
 
 /// The steps that follow a reader's coming.
@@ -175,11 +236,12 @@ enum Step {
     Ask(u64),
 }
 
-/// What becomes of a reader that has joined others; nothing, if nobody has asked.
-enum Told {
-    Answer(RedisResult<Found>),
-    /// The question has failed, perhaps because of another's value: to be asked alone.
-    InVain,
+/// What becomes of a reader that has joined others, and when; nothing, if nobody has asked.
+struct Part {
+    /// Without an answer the question has failed, perhaps because of another's value: it is to be
+    /// asked alone.
+    answer: Option<RedisResult<Found>>,
+    at: Instant,
 }
 
 impl RedisTier {
@@ -191,47 +253,50 @@ impl RedisTier {
         epoch_view: &EpochView,
         allowance: &mut RedisAllowance,
     ) -> Option<RedisResult<Found>> {
-        let names = self.names_of(wanted, epoch_view);
         // Where nobody has asked, no time was lost to Redis.
-        let told = self.gather(names, epoch_view, wanted.asked)?.await.ok()?;
-        let took = clock().saturating_duration_since(wanted.asked);
-        match told {
-            Told::Answer(answer) => {
-                allowance.charge(took);
-                Some(answer)
-            }
-            Told::InVain => {
-                allowance.charge_in_vain(took);
-                None
-            }
-        }
+        let Part { answer, at } = self.gather(wanted, epoch_view)?.await?;
+        // When the reader gets to hear of it is not Redis's affair.
+        let took = at.saturating_duration_since(wanted.asked);
+        let Some(answer) = answer else {
+            allowance.charge_in_vain(took);
+            return None;
+        };
+        allowance.charge(took);
+        // The time does not tell the age of what bears no stamp.
+        let tells_nothing = answer
+            .as_ref()
+            .is_ok_and(|found| matches!(found.told, Told::Now(_)) && found.is_unstamped());
+        (!tells_nothing).then_some(answer)
     }
 
     /// Joins the gathering that is open, or opens one. `None` if the reader may not join.
     fn gather(
         self: &Arc<Self>,
-        names: Names,
+        wanted: &Wanted<'_>,
         epoch_view: &EpochView,
-        now: Instant,
-    ) -> Option<oneshot::Receiver<Told>> {
+    ) -> Option<Seated<Part>> {
         let together = &self.together;
         let runtime = Handle::try_current().ok()?;
-        if together.are_apart(now) {
+        if together.are_apart(wanted.asked) {
             return None;
         }
-        let (answer, told) = oneshot::channel();
-        let reader = Reader { names, answer };
-        let (step, unwatched) = {
+        let newcomer = Newcomer {
+            wanted,
+            epoch_view,
+            runtime: runtime.id(),
+            size: together.size_of(wanted) as usize,
+        };
+        let (step, seated, unwatched) = {
             let mut open = together.open.lock();
-            let step = open.add(reader, together.most, runtime.id(), epoch_view, now)?;
-            (step, open.watch.begins())
+            let (step, seated) = open.add(&newcomer, &self.names, together.most)?;
+            (step, seated, open.watch.begins())
         };
         // After the lock is let go: a runtime that has ended drops a task where it is spawned.
         if unwatched && !watch::begin(self) {
             return None;
         }
         let (number, comes_at_once) = match step {
-            Step::None => return Some(told),
+            Step::None => return Some(seated),
             Step::Wait(number) => (number, false),
             Step::Ask(number) => (number, true),
         };
@@ -240,23 +305,18 @@ impl RedisTier {
             number,
         };
         runtime.spawn(turn.end(comes_at_once));
-        Some(told)
+        Some(seated)
     }
 
     /// Asks for all of a gathering, and tells each its own.
-    async fn ask_for_all(self: Arc<Self>, gathering: Gathering) {
-        let Gathering {
-            began,
-            epoch_view,
-            mut readers,
-            ..
-        } = gathering;
+    async fn ask_for_all(self: Arc<Self>, mut gathering: Gathering) {
         // Those that have gone away are not asked for.
-        readers.retain(|reader| !reader.answer.is_closed());
+        let Gathering { seats, readers, .. } = &mut gathering;
+        seats.retain_waiting(readers, |reader| reader.seat);
         if readers.is_empty() {
             return;
         }
-        let waited = clock().saturating_duration_since(began);
+        let waited = clock().saturating_duration_since(gathering.began);
         let limit = match self.names.are_in_one_slot() {
             true => self.limit / PART_IN_A_CLUSTER,
             false => self.limit,
@@ -264,61 +324,89 @@ impl RedisTier {
         let Some(limit) = limit.checked_sub(waited).filter(|left| !left.is_zero()) else {
             return; // each hears that nobody has asked
         };
-        let found = match self.find_all(&readers, &epoch_view, limit).await {
-            Ok(found) => found,
+        let found = self.find_all(&gathering, limit).await;
+        let at = clock();
+        let Gathering { readers, seats, .. } = gathering;
+        let count = readers.len() as u64;
+        let readers = readers.iter();
+        match found {
+            Ok(found) => {
+                self.stats.redis_shared.add(count);
+                let mut unstamped = false;
+                let part = |(reader, found): (&Reader, Found)| {
+                    unstamped |= found.is_unstamped();
+                    let answer = Some(Ok(found));
+                    (reader.seat, Part { answer, at })
+                };
+                seats.answer(readers.clone().zip(found.for_each_of(readers)).map(part));
+                if unstamped {
+                    self.together.note_unstamped(at);
+                }
+            }
             Err(trouble) => {
                 if !matches!(trouble, Some(RedisFailure::Replaced)) {
                     self.together.part(APART);
                 }
-                for reader in readers {
-                    let _ = reader.answer.send(match &trouble {
-                        Some(trouble) => Told::Answer(Err(trouble.clone())),
-                        None => Told::InVain,
-                    });
-                }
-                return;
+                let part = |reader: &Reader| {
+                    let answer = trouble.clone().map(Err);
+                    (reader.seat, Part { answer, at })
+                };
+                seats.answer(readers.map(part));
             }
-        };
-        self.stats.redis_shared.add(readers.len() as u64);
-        for (reader, found) in readers.into_iter().zip(found) {
-            let _ = reader.answer.send(Told::Answer(Ok(found)));
         }
     }
 
     /// Asks for all of these. A failure that may be due to one of them is `Err(None)`.
     async fn find_all(
         &self,
-        readers: &[Reader],
-        epoch_view: &EpochView,
+        gathering: &Gathering,
         limit: Duration,
-    ) -> Result<Vec<Found>, Option<RedisFailure>> {
+    ) -> Result<FoundForAll, Option<RedisFailure>> {
         let answer = match self.names.are_in_one_slot() {
-            true => self.ask_for_all_by_script(readers, limit).await,
-            false => self.ask_for_all_by_pipeline(readers, limit).await,
-        };
-        let (epoch, watermark, found) = take_apart(answer?, readers).ok_or(None)?;
-        self.check(epoch_view, epoch.as_deref(), watermark.as_deref())?;
+            true => self.ask_for_all_by_script(gathering, limit).await,
+            false => self.ask_for_all_by_pipeline(gathering, limit).await,
+        }?;
+        if let [Value::ServerError(_), ..] = answer.as_slice() {
+            // It may not be asked the time.
+            self.together.note_unstamped(clock());
+        }
+        let (epoch, watermark, found) = take_apart(answer, &gathering.readers).ok_or(None)?;
+        self.check(
+            &gathering.epoch_view,
+            epoch.as_deref(),
+            watermark.as_deref(),
+        )?;
         Ok(found)
     }
 }
 
 impl RedisTier {
+    /// Asks the time, or the time that each value has left, and then for all that the readers have
+    /// named. All is answered on one connection, in one attempt, so that it is the time of the
+    /// server that has the values. It is asked first: if a value is replaced in between, it seems
+    /// older than it is, not younger.
     async fn ask_for_all_by_pipeline(
         &self,
-        readers: &[Reader],
+        gathering: &Gathering,
         limit: Duration,
     ) -> Result<Vec<Value>, Option<RedisFailure>> {
-        let mut pipe = redis::Pipeline::with_capacity(readers.len() + 1);
-        let names = readers.iter().map(|reader| &reader.names);
-        let bytes: usize = names.clone().map(Names::bytes).sum();
-        let mut values = redis::Cmd::with_capacity(3 + readers.len(), bytes + 128);
+        let readers = &gathering.readers;
+        let tags = readers.iter().flat_map(|reader| &reader.tags);
+        let bytes: usize = tags.map(Vec::len).sum();
+        let mut values =
+            redis::Cmd::with_capacity(3 + readers.len(), gathering.names.len() + bytes + 128);
         values.arg("MGET");
         values.arg(self.names.epoch()).arg(self.names.watermark());
-        for names in names {
-            let mut time = redis::Cmd::with_capacity(2, names.value.len() + 8);
-            time.arg("PTTL").arg(&names.value);
-            pipe.add_command(time);
-            values.arg(&names.value).arg(&names.tags);
+        for reader in readers {
+            values.arg(gathering.name_of(reader)).arg(&reader.tags);
+        }
+        let mut pipe = redis::Pipeline::with_capacity(2);
+        if self.together.are_stamped(gathering.began) {
+            pipe.cmd("TIME");
+        } else {
+            for reader in readers {
+                pipe.cmd("PTTL").arg(gathering.name_of(reader));
+            }
         }
         pipe.add_command(values);
         let client = self.client.with(asked_within(limit));
@@ -327,21 +415,22 @@ impl RedisTier {
 
     async fn ask_for_all_by_script(
         &self,
-        readers: &[Reader],
+        gathering: &Gathering,
         limit: Duration,
     ) -> Result<Vec<Value>, Option<RedisFailure>> {
-        let tags: usize = readers.iter().map(|reader| reader.names.tags.len()).sum();
+        let readers = &gathering.readers;
+        let tags: usize = readers.iter().map(|reader| reader.tags.len()).sum();
         let mut ask = redis::cmd("EVAL");
         ask.arg(LOOK_FOR_ALL).arg(2 + readers.len() + tags);
         ask.arg(self.names.epoch()).arg(self.names.watermark());
         for reader in readers {
-            ask.arg(&reader.names.value).arg(&reader.names.tags);
+            ask.arg(gathering.name_of(reader)).arg(&reader.tags);
         }
         // The places of the values among the names.
         let mut place = 3;
         for reader in readers {
             ask.arg(place);
-            place += 1 + reader.names.tags.len();
+            place += 1 + reader.tags.len();
         }
         let client = self.client.with(asked_within(limit).effect(Effect::Read));
         match self.judge(client.send(&ask).await)? {
@@ -375,77 +464,141 @@ impl Open {
     /// Adds a reader; `None` if it has to ask alone.
     fn add(
         &mut self,
-        reader: Reader,
-        most: usize,
-        runtime: Id,
-        epoch_view: &EpochView,
-        now: Instant,
-    ) -> Option<Step> {
+        newcomer: &Newcomer<'_>,
+        names: &Names,
+        most: Most,
+    ) -> Option<(Step, Seated<Part>)> {
+        let (epoch_view, now) = (newcomer.epoch_view, newcomer.wanted.asked);
         let Some(open) = &mut self.gathering else {
-            let number = self.next;
+            let (number, room) = (self.next, most.readers.min(AT_FIRST));
             self.next += 1;
-            let mut readers = Vec::with_capacity(most);
-            readers.push(reader);
-            self.gathering = Some(Gathering {
+            let gathering = self.gathering.insert(Gathering {
                 number,
                 began: now,
-                runtime,
+                runtime: newcomer.runtime,
                 epoch_view: epoch_view.clone(),
-                readers,
+                readers: Vec::with_capacity(room),
+                names: Vec::with_capacity(room * TYPICAL_NAME),
+                bytes: 0,
+                seats: Seats::with_capacity(room),
             });
-            return Some(Step::Wait(number));
+            return Some((Step::Wait(number), gathering.seat(newcomer, names)));
         };
         let overdue = now.saturating_duration_since(open.began) > OVERDUE;
-        if !open.admits(runtime, epoch_view) {
+        if !open.admits(newcomer.runtime, epoch_view) {
             return None;
         }
-        open.readers.push(reader);
+        let seated = open.seat(newcomer, names);
         let watermark = &mut open.epoch_view.watermark;
         *watermark = epoch_view.watermark.max(*watermark);
-        if overdue || open.readers.len() >= most {
+        if overdue || open.readers.len() >= most.readers || open.bytes >= most.bytes {
             let gathering = self.gathering.take()?;
             let number = gathering.number;
             self.due.push(gathering);
-            return Some(Step::Ask(number));
+            return Some((Step::Ask(number), seated));
         }
-        Some(Step::None)
+        Some((Step::None, seated))
+    }
+}
+
+impl Gathering {
+    /// Gives a reader a seat.
+    fn seat(&mut self, newcomer: &Newcomer<'_>, names: &Names) -> Seated<Part> {
+        let wanted = newcomer.wanted;
+        let begin = self.names.len();
+        names.add_value(&newcomer.epoch_view.epoch, wanted.key, &mut self.names);
+        self.readers.push(Reader {
+            seat: self.readers.len(),
+            value: begin..self.names.len(),
+            tags: wanted.tags.iter().map(|tag| names.tag(tag)).collect(),
+        });
+        self.bytes += newcomer.size;
+        self.seats.take()
     }
 }
 
 /// Texts that Redis has, or has not.
 type Text = Option<Vec<u8>>;
 
-/// Takes apart the times that are left, and epoch, watermark and what each reader has named.
-fn take_apart(answer: Vec<Value>, readers: &[Reader]) -> Option<(Text, Text, Vec<Found>)> {
-    let names: usize = readers.iter().map(|reader| reader.names.tags.len()).sum();
-    let mut answer = answer.into_iter();
-    let times = answer.by_ref().take(readers.len());
-    let times: Option<Vec<i64>> = times
-        .map(|time| match time {
-            Value::Int(left) => Some(left),
-            _ => None,
+/// The answers for all of a gathering, in the order of its readers.
+struct FoundForAll {
+    told: ToldForAll,
+    /// Of each its value and the tokens of its tags.
+    texts: std::vec::IntoIter<Value>,
+}
+
+/// What Redis has said beside all these values.
+enum ToldForAll {
+    Now(u64),
+    Left(std::vec::IntoIter<Value>),
+}
+
+impl FoundForAll {
+    /// Returns what is found for each of these readers, who are all.
+    fn for_each_of<'r>(
+        self,
+        readers: impl Iterator<Item = &'r Reader>,
+    ) -> impl Iterator<Item = Found> {
+        let Self {
+            mut told,
+            mut texts,
+        } = self;
+        let mut next = move || texts.next().and_then(text).flatten();
+        readers.map_while(move |reader| {
+            let told = match &mut told {
+                ToldForAll::Now(now) => Told::Now(*now),
+                ToldForAll::Left(left) => Told::Left(left_of(&left.next()?)?),
+            };
+            let value = next();
+            let tokens = reader.tags.iter().map(|_| next()).collect();
+            Some(Found {
+                told,
+                value,
+                tokens,
+            })
         })
-        .collect();
-    let (times, Some(Value::Array(texts)), None) = (times?, answer.next(), answer.next()) else {
+    }
+}
+
+/// Takes apart what tells the ages, and epoch, watermark and what each reader has named.
+fn take_apart(mut answer: Vec<Value>, readers: &[Reader]) -> Option<(Text, Text, FoundForAll)> {
+    let tags: usize = readers.iter().map(|reader| reader.tags.len()).sum();
+    let Some(Value::Array(texts)) = answer.pop() else {
         return None;
     };
-    if texts.len() != 2 + readers.len() + names {
+    let is_text = |value: &Value| matches!(value, Value::BulkString(_) | Value::Nil);
+    if texts.len() != 2 + readers.len() + tags || !texts.iter().all(is_text) {
         return None;
     }
-    let mut texts = texts.into_iter().map(text);
-    let (epoch, watermark) = (texts.next()??, texts.next()??);
-    let mut found = Vec::with_capacity(readers.len());
-    for (reader, left) in readers.iter().zip(times) {
-        found.push(Found {
-            left,
-            value: texts.next()??,
-            tokens: texts
-                .by_ref()
-                .take(reader.names.tags.len())
-                .collect::<Option<_>>()?,
-        });
+    let told = match answer.as_slice() {
+        [Value::Array(now)] => ToldForAll::Now(milliseconds(now)?),
+        left if left.len() == readers.len() && left.iter().all(|left| left_of(left).is_some()) => {
+            ToldForAll::Left(answer.into_iter())
+        }
+        _ => return None,
+    };
+    let mut texts = texts.into_iter();
+    let (epoch, watermark) = (texts.next().and_then(text)?, texts.next().and_then(text)?);
+    Some((epoch, watermark, FoundForAll { told, texts }))
+}
+
+fn left_of(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(left) => Some(*left),
+        _ => None,
     }
-    Some((epoch, watermark, found))
+}
+
+/// The answer to TIME, seconds and microseconds, as milliseconds: rounded up, so that nothing seems
+/// younger than it is.
+fn milliseconds(now: &[Value]) -> Option<u64> {
+    let number = |value: &Value| match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
+        _ => None,
+    };
+    let [seconds, micros] = now else { return None };
+    let seconds = number(seconds)?.checked_mul(1000)?;
+    seconds.checked_add(number(micros)?.div_ceil(1000))
 }
 
 /// The task of a gathering for which Redis has not been asked.
@@ -485,10 +638,20 @@ const SEVERAL: usize = 4;
 /// Who names more tags asks alone.
 const FEW_TAGS: usize = 4;
 
-/// Readers that ask together at most.
-const MOST: usize = 64;
+/// Readers that ask together at most. So many values occupy Redis for some 100 µs.
+const MOST: usize = 256;
 
-/// A value longer than this is asked for alone. So many of them are 256 KiB.
+/// In a cluster, where a script looks at each, and one whose slot is in motion holds up all.
+const MOST_IN_A_CLUSTER: usize = 64;
+
+/// No more join once the values that are asked for may be so long.
+const MOST_BYTES: usize = 256 << 10;
+
+/// Readers for whom there is room from the beginning, and the bytes of the name of a value.
+const AT_FIRST: usize = 64;
+const TYPICAL_NAME: usize = 80;
+
+/// A value longer than this is asked for alone.
 const LARGE: u32 = 4 << 10;
 
 /// The part of a reply that one reader may need: twice its value, since buffers double as they
@@ -507,6 +670,9 @@ const CLASSES: usize = 64;
 
 /// The time after which a gathering should have been closed.
 const OVERDUE: Duration = Duration::from_millis(1);
+
+/// The time for which it is remembered that there are values without a stamp.
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 /// The time for which everybody asks alone, after a question for many has failed.
 const APART: Duration = Duration::from_secs(1);

@@ -6,13 +6,14 @@ use futures_util::poll;
 use steadfast::{Client, Limits};
 use steadfast_drill::process::{Cluster, Redis};
 use steadfast_drill::waiting::until;
-use tokio::sync::oneshot::error::TryRecvError::Closed;
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::freshness::Ttl;
 use crate::parts::Cache;
 use crate::sql::{Database, DatabaseOptions};
 use crate::tier::redis::Lookup;
+use crate::tier::redis::envelope::{Envelope, UNSTAMPED, is_unstamped, payload_end, stamp};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -74,6 +75,13 @@ impl World {
 
     /// Looks at a key, as a reader does that names this tag.
     async fn look(&self, n: usize, epoch_view: EpochView) -> RedisResult<Option<String>> {
+        Ok(match self.look_up(n, epoch_view).await? {
+            Lookup::Hit(value) => Some(serde_json::from_slice(&value.payload.unwrap()).unwrap()),
+            Lookup::Miss(_) => None,
+        })
+    }
+
+    async fn look_up(&self, n: usize, epoch_view: EpochView) -> RedisResult<Lookup> {
         let (key, tags) = (format!("user:{n}"), [b"red".to_vec()]);
         let wanted = Wanted {
             key: key.as_bytes(),
@@ -85,10 +93,19 @@ impl World {
         let look = self
             .tier
             .look_once(&wanted, epoch_view, &mut allowance, &carries);
-        Ok(match look.await? {
-            Lookup::Hit(value) => Some(serde_json::from_slice(&value.payload.unwrap()).unwrap()),
+        look.await
+    }
+
+    /// Looks at so many keys at once, and returns the ages of their values.
+    async fn ages(&self, keys: usize) -> Vec<Option<Duration>> {
+        let view = self.view().await;
+        let looks = (0..keys).map(|n| self.look_up(n, view.clone()));
+        let looks = tokio::time::timeout(LONG * 2, join_all(looks)).await;
+        let age = |found: RedisResult<Lookup>| match found.unwrap() {
+            Lookup::Hit(value) => Some(value.age),
             Lookup::Miss(_) => None,
-        })
+        };
+        looks.unwrap().into_iter().map(age).collect()
     }
 
     async fn view(&self) -> EpochView {
@@ -243,21 +260,30 @@ async fn k2_a_slot_in_motion_holds_up_no_hit_for_want_of_anothers_key() {
 async fn k2_nothing_is_asked_for_those_that_have_waited_too_long() {
     let server = Redis::start().await.unwrap();
     let world = World::new(&server.url(), 1 << 30).await;
-    let (reader, mut told) = a_reader();
+    let seats = Seats::with_capacity(1);
+    let seated = seats.take();
+    let reader = Reader {
+        seat: 0,
+        value: 0..1,
+        tags: Vec::new(),
+    };
     let gathering = Gathering {
         number: 0,
         began: clock() - LONG * 2,
         runtime: Handle::current().id(),
         epoch_view: world.view().await,
         readers: vec![reader],
+        names: b"x".to_vec(),
+        bytes: 0,
+        seats,
     };
     Arc::clone(&world.tier).ask_for_all(gathering).await;
-    assert!(told.try_recv().is_err_and(|told| told == Closed));
+    assert!(seated.await.is_none());
     assert_eq!(world.shared(), 0, "nobody was asked");
 }
 
-/// Who has asked Redis something already has less time than others; a gathering that is late is
-/// closed by the next reader.
+/// Who has asked Redis something already has less time than others; a gathering that is late, or
+/// long enough, is closed by the next reader.
 #[tokio::test]
 async fn k2_who_has_asked_before_asks_alone_and_who_comes_late_closes() {
     let server = Redis::start().await.unwrap();
@@ -280,20 +306,33 @@ async fn k2_who_has_asked_before_asks_alone_and_who_comes_late_closes() {
         assert_eq!(world.open_number().is_some(), gathers);
     }
     let mut open = Open::default();
-    let (id, now) = (Handle::current().id(), clock());
-    let mut add = |after| open.add(a_reader().0, MOST, id, &view, now + after);
-    assert!(matches!(add(Duration::ZERO), Some(Step::Wait(0))));
-    assert!(matches!(add(OVERDUE), Some(Step::None)));
-    assert!(matches!(add(OVERDUE * 2), Some(Step::Ask(0))));
-}
-
-fn a_reader() -> (Reader, oneshot::Receiver<Told>) {
-    let (answer, told) = oneshot::channel();
-    let names = Names {
-        value: b"x".to_vec(),
-        tags: Vec::new(),
+    let most = Most {
+        readers: 4,
+        bytes: 100,
     };
-    (Reader { names, answer }, told)
+    let mut add = |after, size| {
+        let newcomer = Newcomer {
+            wanted: &Wanted {
+                asked: wanted.asked + after,
+                ..wanted
+            },
+            epoch_view: &view,
+            runtime: Handle::current().id(),
+            size,
+        };
+        let added = open.add(&newcomer, &world.tier.names, most);
+        added.map(|(step, _)| step)
+    };
+    let (at_once, late) = (Duration::ZERO, OVERDUE * 2);
+    assert!(matches!(add(at_once, 1), Some(Step::Wait(0))));
+    assert!(matches!(add(OVERDUE, 1), Some(Step::None)));
+    assert!(matches!(add(late, 1), Some(Step::Ask(0))));
+    assert!(matches!(add(at_once, 50), Some(Step::Wait(1))));
+    assert!(matches!(add(at_once, 50), Some(Step::Ask(1))), "long");
+    assert!(matches!(add(at_once, 1), Some(Step::Wait(2))));
+    assert!(matches!(add(at_once, 1), Some(Step::None)));
+    assert!(matches!(add(at_once, 1), Some(Step::None)));
+    assert!(matches!(add(at_once, 1), Some(Step::Ask(2))), "many");
 }
 
 /// The epoch changes, or the watermark falls, after the readers have come and before Redis is
@@ -353,6 +392,145 @@ async fn k8_who_asks_together_believes_no_redis_that_was_replaced_in_between() {
 
 fn get(redis: &mut redis::Connection, name: &str) -> Option<String> {
     redis::cmd("GET").arg(name).query(redis).unwrap()
+}
+
+/// Reads, changes and writes a value in Redis, for so many ms.
+fn change(world: &World, redis: &mut redis::Connection, n: usize, by: impl Fn(&mut Vec<u8>)) {
+    let epoch = world.tier.epoch_guard.epoch().unwrap();
+    let name = world
+        .tier
+        .names
+        .value(&epoch, format!("user:{n}").as_bytes());
+    let (mut bytes, left): (Vec<u8>, u64) =
+        redis::pipe().get(&name).pttl(&name).query(redis).unwrap();
+    by(&mut bytes);
+    let mut set = redis::cmd("SET");
+    set.arg(name).arg(bytes).arg("PX").arg(left);
+    set.exec(redis).unwrap();
+}
+
+/// By its stamp and the time, or by the time that it has left; also if an earlier program has
+/// written it, without a stamp.
+#[tokio::test]
+async fn k10_who_asks_together_is_told_the_same_age_as_who_asks_alone() {
+    let server = Redis::start().await.unwrap();
+    let world = World::new(&server.url(), 1 << 30).await;
+    let mut redis = redis::Client::open(server.url())
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    let before = clock();
+    world.store(16, 9).await;
+    let stored = clock();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let is_right = |age: &Option<Duration>, asked: Instant, slack: Duration| {
+        let age = age.unwrap();
+        age + slack >= asked - stored && age <= before.elapsed() + slack
+    };
+    let slack = Duration::from_millis(50);
+    let (asked, shared) = (clock(), world.shared());
+    let together = world.ages(16).await;
+    assert!(world.shared() >= shared + 10);
+    let alone = world.ages(1).await;
+    for age in together.iter().chain(&alone) {
+        assert!(is_right(age, asked, slack), "{age:?}");
+    }
+    // As an earlier program writes it.
+    for n in (0..16).step_by(2) {
+        change(&world, &mut redis, n, |bytes| {
+            assert!(!is_unstamped(bytes));
+            bytes.truncate(payload_end(bytes));
+            bytes[0] = UNSTAMPED;
+        });
+    }
+    let together = &world.tier.together;
+    assert!(together.are_stamped(clock()));
+    for _ in 0..2 {
+        let (asked, shared) = (clock(), world.shared());
+        for age in world.ages(16).await {
+            assert!(is_right(&age, asked, slack), "{age:?}");
+        }
+        assert!(world.shared() >= shared + 10);
+        let later = clock() + REMEMBERED;
+        assert!(!together.are_stamped(clock()) && together.are_stamped(later));
+    }
+    world.each_gets_its_own(16, 9).await;
+}
+
+/// The script writes the moment at which Redis lets the value expire.
+#[tokio::test]
+async fn k10_a_stamp_is_the_moment_at_which_redis_lets_the_value_expire() {
+    let server = Redis::start().await.unwrap();
+    let world = World::new(&server.url(), 1 << 30).await;
+    world.store(1, 9).await;
+    let mut redis = redis::Client::open(server.url())
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    let epoch = world.tier.epoch_guard.epoch().unwrap();
+    let name = world.tier.names.value(&epoch, b"user:0");
+    let (bytes, expires): (Vec<u8>, u64) = redis::pipe()
+        .get(&name)
+        .cmd("PEXPIRETIME")
+        .arg(&name)
+        .query(&mut redis)
+        .unwrap();
+    let stamp = Envelope::decode(&bytes, 1 << 20).unwrap().expires.unwrap();
+    assert!(stamp.abs_diff(expires) < 1000, "{stamp} {expires}");
+}
+
+/// What is to expire later than it ever could is not believed, as if Redis's clock was set back;
+/// what should have expired is as old as it can be.
+#[tokio::test]
+async fn k10_a_stamp_that_cannot_be_is_not_believed() {
+    let server = Redis::start().await.unwrap();
+    let world = World::new(&server.url(), 1 << 30).await;
+    world.store(16, 9).await;
+    let mut redis = redis::Client::open(server.url())
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    let hour = 3_600_000;
+    for n in 8..16 {
+        change(&world, &mut redis, n, |bytes| {
+            let expires = Envelope::decode(bytes, 1 << 20).unwrap().expires.unwrap();
+            let expires = if n % 2 == 0 {
+                expires + hour
+            } else {
+                expires - hour * 9
+            };
+            stamp(bytes, expires);
+        });
+    }
+    let keep = Ttl::default().fresh + Ttl::default().stale;
+    let ages = world.ages(16).await;
+    for (n, age) in ages.into_iter().enumerate().skip(8) {
+        match n % 2 {
+            0 => assert_eq!(age, None, "{n}"),
+            // Shortened by jitter.
+            _ => assert!(age.unwrap() > keep * 8 / 10, "{n}: {age:?}"),
+        }
+    }
+}
+
+/// Nothing is lost but what it saves to ask the time once.
+#[tokio::test]
+async fn k6_a_redis_that_may_not_be_asked_the_time_is_asked_for_what_is_left() {
+    let server = Redis::start().await.unwrap();
+    for words in ["ACL SETUSER default -time", "ACL LOG RESET"] {
+        let words: Vec<_> = words.split(' ').collect();
+        server.command(&words).await.unwrap();
+    }
+    let world = World::new(&server.url(), 1 << 30).await;
+    world.store(16, 9).await;
+    world.each_gets_its_own(16, 9).await;
+    assert_eq!(world.shared(), 0);
+    let together = &world.tier.together;
+    let asked_alone = "a question has failed, and none is shared for a second";
+    until(asked_alone, || !together.are_apart(clock())).await;
+    assert!(!together.are_stamped(clock()));
+    world.each_gets_its_own(16, 9).await;
+    assert!(world.shared() >= 10);
 }
 
 /// Their task has just been made, on a thread that something else occupies then, where no other
@@ -424,7 +602,7 @@ async fn k2_nobody_waits_for_a_runtime_that_is_entered_and_not_driven() {
 
 #[test]
 fn k2_large_values_are_asked_for_alone() {
-    let together = Together::new(1 << 30);
+    let together = Together::new(1 << 30, false);
     let _looks: Vec<_> = (0..SEVERAL).map(|_| together.looks()).collect();
     let wanted = |class| Wanted {
         key: b"a",

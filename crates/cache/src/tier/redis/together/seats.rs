@@ -1,0 +1,157 @@
+//! The seats of those who ask together, each of whom waits in one for its part of the answer.
+//!
+//! A channel for each reader would do, and costs each an allocation that two threads write to. The
+//! seats of a gathering lie side by side in one, and are filled and told under its lock.
+
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// All seats of a gathering, for whoever answers. If it is dropped, those who wait are told that
+/// there is no answer.
+pub(super) struct Seats<T>(Arc<Mutex<Vec<Seat<T>>>>);
+
+/// The seat of one reader: a future of the answer, which is `None` if nobody gives one.
+pub(super) struct Seated<T> {
+    seats: Arc<Mutex<Vec<Seat<T>>>>,
+    number: usize,
+    is_over: bool,
+}
+
+enum Seat<T> {
+    /// Its reader waits, and is to be woken if it has been polled.
+    Taken(Option<Waker>),
+    Answered(T),
+    /// Its reader has gone away, has had its answer, or gets none.
+    Empty,
+}
+
+impl<T> Seats<T> {
+    /// Seats for about so many.
+    pub(super) fn with_capacity(readers: usize) -> Self {
+        Self(Arc::new(Mutex::new(Vec::with_capacity(readers))))
+    }
+
+    /// Adds a seat. They are numbered from 0.
+    pub(super) fn take(&self) -> Seated<T> {
+        let mut seats = self.0.lock();
+        seats.push(Seat::Taken(None));
+        Seated {
+            seats: Arc::clone(&self.0),
+            number: seats.len() - 1,
+            is_over: false,
+        }
+    }
+
+    /// Keeps those whose reader still waits; `number_of` says in which seat.
+    pub(super) fn retain_waiting<R>(&self, of: &mut Vec<R>, number_of: impl Fn(&R) -> usize) {
+        let seats = self.0.lock();
+        of.retain(|reader| matches!(seats.get(number_of(reader)), Some(Seat::Taken(_))));
+    }
+
+    /// Gives these their answers, and the others none.
+    pub(super) fn answer(self, answers: impl Iterator<Item = (usize, T)>) {
+        let mut seats = self.0.lock();
+        let mut to_wake = Vec::with_capacity(seats.len());
+        for (number, answer) in answers {
+            let Some(seat) = seats.get_mut(number) else {
+                continue;
+            };
+            if let Seat::Taken(waker) = seat {
+                to_wake.extend(waker.take());
+                *seat = Seat::Answered(answer);
+            }
+        }
+        drop(seats);
+        to_wake.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Drop for Seats<T> {
+    fn drop(&mut self) {
+        let mut to_wake = Vec::new();
+        for seat in &mut *self.0.lock() {
+            if let Seat::Taken(waker) = seat {
+                to_wake.extend(waker.take());
+                *seat = Seat::Empty;
+            }
+        }
+        to_wake.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Future for Seated<T> {
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut seats = self.seats.lock();
+        let answer = match seats.get_mut(self.number) {
+            Some(Seat::Taken(waker)) => {
+                match waker {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    None => *waker = Some(context.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+            Some(seat) => match mem::replace(seat, Seat::Empty) {
+                Seat::Answered(answer) => Some(answer),
+                _ => None,
+            },
+            None => None,
+        };
+        drop(seats);
+        self.is_over = true;
+        Poll::Ready(answer)
+    }
+}
+
+impl<T> Drop for Seated<T> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut seats = self.seats.lock();
+        let left = seats
+            .get_mut(self.number)
+            .map(|seat| mem::replace(seat, Seat::Empty));
+        drop(seats);
+        drop(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn k6_each_seat_gets_its_own_answer_and_who_has_left_none() {
+        let seats = Seats::with_capacity(1);
+        let mut taken: Vec<_> = (0..4).map(|_| seats.take()).collect();
+        for seated in &mut taken {
+            assert!(seated.now_or_never().is_none());
+        }
+        drop(taken.remove(1));
+        let mut readers = vec![0, 1, 2, 3];
+        seats.retain_waiting(&mut readers, |number| *number);
+        assert_eq!(readers, [0, 2, 3]);
+        let woken = tokio::spawn(futures_util::future::join_all(taken));
+        tokio::task::yield_now().await;
+        seats.answer([(0, "zero"), (1, "one"), (3, "three")].into_iter());
+        assert_eq!(woken.await.unwrap(), [Some("zero"), None, Some("three")]);
+    }
+
+    #[tokio::test]
+    async fn k3_whoever_waits_hears_that_nobody_answers() {
+        let seats = Seats::<u8>::with_capacity(0);
+        let (polled, not_polled) = (seats.take(), seats.take());
+        let polled = tokio::spawn(polled);
+        tokio::task::yield_now().await;
+        drop(seats);
+        assert_eq!((polled.await.unwrap(), not_polled.await), (None, None));
+    }
+}
