@@ -343,6 +343,10 @@ impl Flight {
     }
 
     /// Enters the table in the place of whatever is there; a reader that looks there is told.
+    #[expect(
+        clippy::mutable_key_type,
+        reason = "it is found by its key alone, which never changes"
+    )]
     fn enter(self: &Arc<Self>, shard: &mut Table) {
         if let Some(UnderItsKey(before)) = shard.replace(UnderItsKey(self.clone())) {
             let mut led_by = before.led_by.lock();
