@@ -18,7 +18,7 @@ use crate::freshness::{Freshness, Life, Lifetime, Ttl};
 use crate::key::{Key, KeyName, bounded};
 use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::{Cache, Inner};
-use crate::tier::entry::{Entry, Label};
+use crate::tier::entry::{Entry, Label, is_plain};
 
 /// The values of one type in a [`Cache`](crate::Cache), with the times of one class; see
 /// [`Cache::view`](crate::Cache::view).
@@ -318,6 +318,13 @@ impl<V> View<V> {
     }
 }
 
+/// What a hit takes with it from where a lock is held.
+enum Seen<V> {
+    Answer(Option<Answer<V>>),
+    /// With its age, for what may run code that others have written.
+    Entry(Arc<Entry>, NanoSpan),
+}
+
 /// The outcome of a glance into memory.
 pub(super) enum Glance<V> {
     Answer(Answer<V>),
@@ -346,19 +353,30 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         tags: &[Cow<'_, [u8]>],
     ) -> Glance<V> {
         let cache = self.core();
-        let mut outcome = Glance::Nothing;
-        let answer = cache.memory.ask(name, tags, &cache.generations, |entry| {
-            outcome = Glance::Something;
+        let seen = cache.memory.ask(name, tags, &cache.generations, |entry| {
             // Not before the look-up: a look at the clock waits for what was asked of memory, and
             // what comes behind it is not begun meanwhile.
             let now = Monotonic::now();
             let age = entry.age(now);
-            let good = entry.is_certain_at(age)
-                && cache.is_current(entry, now)
-                && (entry.view() == self.made.number || self.accepts(key, name, entry, age));
-            if good { self.hit(entry, age) } else { None }
+            Some(
+                if !entry.is_certain_at(age) || !cache.is_current(entry, now) {
+                    Seen::Answer(None)
+                } else if entry.view() == self.made.number && is_plain::<V>() {
+                    Seen::Answer(self.hit(entry, age))
+                } else {
+                    Seen::Entry(Arc::clone(entry), age)
+                },
+            )
         });
-        answer.map_or(outcome, Glance::Answer)
+        let answer = match seen {
+            None => return Glance::Nothing,
+            Some(Seen::Answer(answer)) => answer,
+            Some(Seen::Entry(entry, age)) => {
+                let good = entry.view() == self.made.number || self.accepts(key, name, &entry, age);
+                if good { self.hit(&entry, age) } else { None }
+            }
+        };
+        answer.map_or(Glance::Something, Glance::Answer)
     }
 
     /// Whether what another view has stored answers this one, at this age.

@@ -1,6 +1,6 @@
 //! A value in memory, with all that a hit has to know of it.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -250,6 +250,20 @@ impl Value {
             None => Self::Other(Box::new(value.flatten())),
         }
     }
+}
+
+/// Whether a copy of such a value costs next to nothing and runs nothing that others have written:
+/// it may be made while a lock is held.
+#[inline]
+pub(crate) fn is_plain<V: 'static>() -> bool {
+    let value = TypeId::of::<V>();
+    value == TypeId::of::<Bytes>()
+        || value == TypeId::of::<bool>()
+        || value == TypeId::of::<i32>()
+        || value == TypeId::of::<i64>()
+        || value == TypeId::of::<u32>()
+        || value == TypeId::of::<u64>()
+        || value == TypeId::of::<f64>()
 }
 
 /// The number of reads of an entry that are told apart where it is decided which entries stay.

@@ -1,9 +1,10 @@
 //! The tier in this process's memory.
 //!
-//! A hit must cost no more than a look-up: no lock, no decoding, nothing allocated. So values are
-//! kept decoded, each in its entry with its type erased, and everything that decides whether one
-//! may be served is in the entry or in an atomic. The entries lie in shards, by the hashes of their
-//! keys ([`table`]); which of them stay is decided at the time of an insert ([`queues`]).
+//! A hit must cost no more than a look-up: no lock that all keys share, no decoding, nothing
+//! allocated. So values are kept decoded, each in its entry with its type erased, and everything
+//! that decides whether one may be served is in the entry or in an atomic. The entries lie in
+//! shards, by the hashes of their keys ([`table`]); which of them stay is decided at the time of an
+//! insert ([`queues`]).
 //! `docs/design/speed-of-the-cache.md` says why the tables are our own.
 //!
 //! An entry becomes visible in two steps. It is put into its shard unpublished, then the counters
@@ -56,7 +57,8 @@ impl Memory {
     }
 
     /// Answers with what is to be said of the same. It is lent only, which costs less than a
-    /// reference of one's own.
+    /// reference of one's own, and while a lock is held: nothing may be called that others have
+    /// written, such as a value's `Clone`.
     #[inline]
     pub(crate) fn ask<T: AsRef<[u8]>, R>(
         &self,

@@ -1,6 +1,7 @@
 //! One cache, many types.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -265,6 +266,47 @@ async fn k11_the_tags_of_a_class_are_carried_by_whatever_is_read_with_it() {
         })
         .await;
     }
+}
+
+/// A value that has its own key written while it is copied out of memory.
+#[derive(Serialize, Deserialize)]
+struct Restless(u32);
+
+static WHILE_COPIED: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
+impl Clone for Restless {
+    fn clone(&self) -> Self {
+        let then = WHILE_COPIED.lock().unwrap().take();
+        then.into_iter().for_each(|then| then());
+        Self(self.0)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k10_no_writer_waits_while_a_value_is_copied_out_of_memory() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let view: View<Restless> = cache.view("user").unwrap();
+    view.get(7, || async { Ok(Some(Restless(1))) })
+        .await
+        .unwrap();
+    let (writer, runtime) = (view.clone(), tokio::runtime::Handle::current());
+    let write = move || {
+        let (done, written) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let load = || async { Ok(Some(Restless(2))) };
+            let loaded = runtime.block_on(writer.refresh(7, load)).unwrap();
+            done.send(loaded.source).unwrap();
+        });
+        let source = written.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(source, Source::Database);
+    };
+    *WHILE_COPIED.lock().unwrap() = Some(Box::new(write));
+    let hit = view.get(7, || async { unreachable!() }).await.unwrap();
+    assert_eq!((hit.value.unwrap().0, hit.source), (1, Source::Memory));
+    assert!(WHILE_COPIED.lock().unwrap().is_none(), "it was copied");
+    let hit = view.get(7, || async { unreachable!() }).await.unwrap();
+    assert_eq!((hit.value.unwrap().0, hit.source), (2, Source::Memory));
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! A part of the memory tier: its entries by the hashes of their keys.
 //!
-//! A look-up takes no lock and writes to nothing that other readers use. Each slot holds an entry
-//! behind an [`ArcSwapOption`], which lends it to a reader by a note in memory of the reader's own
-//! thread. So while a reader clones a value, which runs what others have written, nobody waits for
-//! it, and nothing that it does can wait for itself. A slot and what tells whether it is the right
-//! one lie side by side; with the entry, that is two places in memory.
+//! A look-up takes no lock that others need who look for something else: the lock lies in the same
+//! line of the processor's cache as the slots that it guards, and that line has to be fetched anyway.
+//! Under it nothing runs that others have written: a reader copies out what certainly is none of
+//! theirs, or a reference to the entry. Slots, what tells which of them is the right one, and the
+//! lock lie in one place; with the entry, that is two places in memory.
 //!
-//! Writers have a lock, under which nothing runs that others have written: what is taken out is
-//! handed to the caller, who drops it afterwards. Entries that stay never move but in two cases, a
+//! Writers have a lock for the whole shard besides, and give that of a line back between any two
+//! steps. What is taken out is handed to the caller, who drops it when no lock is held. Entries that stay never move but in two cases, a
 //! hole that is closed behind one that was taken out, and a larger table. Then each is put into its
 //! new slot before it leaves its old one, and `moves` is counted before and after. A reader that
 //! finds nothing looks again if that count has changed, for it may have looked at the right slots
@@ -15,11 +15,11 @@
 
 use std::array;
 use std::hint;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::mem;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::{ArcSwapOption, Guard};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use smallvec::SmallVec;
 
 use super::queues::{Queues, Then};
@@ -45,16 +45,14 @@ struct Apart<T>(T);
 /// Slots, in each of which, or in one soon behind it, an entry lies that belongs there.
 struct Table(Box<[Line]>);
 
-/// As many slots as the processor fetches at a time.
+/// As many slots as the processor fetches at a time, and the lock for what lies in them.
 #[repr(align(64))]
-struct Line([Slot; SLOTS]);
-
-struct Slot {
-    entry: ArcSwapOption<Entry>,
-    /// Half of the hash, never zero; zero if there is no entry.
-    mark: AtomicU32,
-    /// The place in the queues; for writers only.
-    node: AtomicU32,
+struct Line {
+    entries: RwLock<[Option<Arc<Entry>>; SLOTS]>,
+    /// The places in the queues; for writers only.
+    nodes: [AtomicU32; SLOTS],
+    /// A part of each hash, never zero; zero if there is no entry.
+    marks: [AtomicU16; SLOTS],
 }
 
 struct Content {
@@ -65,7 +63,11 @@ struct Content {
 /// Entries that were taken out, to be dropped when no lock is held.
 pub(super) type Removed = SmallVec<[Arc<Entry>; 4]>;
 
-type Lent = Guard<Option<Arc<Entry>>>;
+/// An entry that was found, and that stays where it is while this is held.
+struct Found<'t> {
+    at: usize,
+    line: RwLockReadGuard<'t, [Option<Arc<Entry>>; SLOTS]>,
+}
 
 impl Shard {
     pub(super) fn new(capacity: u64) -> Self {
@@ -77,7 +79,8 @@ impl Shard {
         }
     }
 
-    /// Answers with what is to be said of the entry of this key; it may take its time.
+    /// Answers with what is to be said of the entry of this key. It is said while a lock is held,
+    /// so nothing may be called that others have written.
     #[inline]
     pub(super) fn ask<R>(
         &self,
@@ -86,23 +89,23 @@ impl Shard {
         ask: impl FnOnce(&Arc<Entry>) -> Option<R>,
     ) -> Option<R> {
         let moves = self.moves.load(Ordering::SeqCst);
-        let lent = match self.table().and_then(|table| table.find(hash, key)) {
-            Some((_, lent)) => lent,
+        let found = match self.table().and_then(|table| table.find(hash, key)) {
+            Some(found) => found,
             None if moves.is_multiple_of(2) && self.moves.load(Ordering::SeqCst) == moves => {
                 return None;
             }
             None => self.look_again(hash, key)?,
         };
-        ask(lent.as_ref()?)
+        ask(found.entry()?)
     }
 
     /// Finds an entry that may have been on the move.
     #[cold]
-    fn look_again(&self, hash: u64, key: &[u8]) -> Option<Lent> {
+    fn look_again(&self, hash: u64, key: &[u8]) -> Option<Found<'_>> {
         for _ in 0..LOOKS {
             let moves = self.moves.load(Ordering::SeqCst);
-            if let Some((_, lent)) = self.table().and_then(|table| table.find(hash, key)) {
-                return Some(lent);
+            if let Some(found) = self.table().and_then(|table| table.find(hash, key)) {
+                return Some(found);
             }
             if moves.is_multiple_of(2) && self.moves.load(Ordering::SeqCst) == moves {
                 return None;
@@ -110,7 +113,7 @@ impl Shard {
             hint::spin_loop();
         }
         let _still = self.writers.0.lock();
-        self.table()?.find(hash, key).map(|(_, lent)| lent)
+        self.table()?.find(hash, key)
     }
 
     /// Puts an entry into the place of what has the same key, or into one of its own, for which
@@ -118,25 +121,24 @@ impl Shard {
     pub(super) fn insert(&self, hash: u64, entry: &Arc<Entry>) -> Removed {
         let mut removed = Removed::new();
         let mut queues = self.writers.0.lock();
-        let there = self
-            .table()
-            .and_then(|table| Some((table, table.find(hash, &entry.key)?)));
+        let table = self.table();
+        let there = table.and_then(|table| Some((table, table.find(hash, &entry.key)?)));
         let is_too_heavy = u64::from(entry.weight) > queues.capacity();
-        if let Some((table, (at, lent))) = there {
-            if let Some(previous) = &*lent {
+        if let Some((table, found)) = there {
+            if let Some(previous) = found.entry() {
                 entry.follow(previous);
             }
-            drop(lent);
+            let at = found.at;
+            drop(found);
             if is_too_heavy {
                 removed.extend(self.take_out(table, &mut queues, at));
                 return removed;
             }
-            let node = table.slot(at).node.load(Ordering::Relaxed);
+            let node = table.node(at);
             queues.unlink(node);
             self.make_room(&mut queues, entry.weight, &mut removed);
             queues.relink(node, entry.weight);
-            let slot = table.slot(queues.slot(node) as usize);
-            removed.extend(slot.entry.swap(Some(Arc::clone(entry))));
+            removed.extend(table.exchange(queues.slot(node) as usize, Some(Arc::clone(entry))));
         } else if !is_too_heavy {
             self.make_room(&mut queues, entry.weight, &mut removed);
             let Some(table) = self.table_with_room(&mut queues, &mut removed) else {
@@ -157,19 +159,20 @@ impl Shard {
     ) -> Option<Arc<Entry>> {
         let mut queues = self.writers.0.lock();
         let table = self.table()?;
-        let (at, lent) = table.find(hash, key)?;
-        if !is_meant(lent.as_ref()?) {
+        let found = table.find(hash, key)?;
+        if !is_meant(found.entry()?) {
             return None;
         }
-        drop(lent);
+        let at = found.at;
+        drop(found);
         self.take_out(table, &mut queues, at)
     }
 
     pub(super) fn clear(&self) -> Vec<Arc<Entry>> {
         let mut queues = self.writers.0.lock();
         queues.clear();
-        let slots = self.table().into_iter().flat_map(Table::slots);
-        slots.filter_map(Slot::vacate).collect()
+        let lines = self.table().into_iter().flat_map(|table| &table.0);
+        lines.flat_map(Line::clear).flatten().collect()
     }
 
     pub(super) fn weight(&self) -> u64 {
@@ -197,9 +200,10 @@ impl Shard {
     fn expel(&self, queues: &mut Queues) -> Option<Arc<Entry>> {
         let table = self.table()?;
         let node = queues.expel(|at, then| {
-            let lent = table.slot(at as usize).entry.load();
-            lent.as_ref()
-                .map_or(0, |entry| entry.visits(then == Then::Forget))
+            let (line, lane) = table.line(at as usize);
+            let entries = line.entries.read();
+            let entry = entries[lane].as_ref();
+            entry.map_or(0, |entry| entry.visits(then == Then::Forget))
         })?;
         let entry = self.close(table, queues, queues.slot(node) as usize);
         queues.forget(node);
@@ -207,7 +211,7 @@ impl Shard {
     }
 
     fn take_out(&self, table: &Table, queues: &mut Queues, at: usize) -> Option<Arc<Entry>> {
-        queues.leave(table.slot(at).node.load(Ordering::Relaxed));
+        queues.leave(table.node(at));
         self.close(table, queues, at)
     }
 
@@ -218,24 +222,21 @@ impl Shard {
         let mut moving = None;
         loop {
             at = table.next(at);
-            let behind = table.slot(at);
-            if behind.mark.load(Ordering::SeqCst) == 0 {
+            if table.mark(at) == 0 {
                 break;
             }
-            let node = behind.node.load(Ordering::Relaxed);
+            let node = table.node(at);
             let home = table.home(queues.hash(node));
             if table.distance(home, at) < table.distance(hole, at) {
                 continue;
             }
             moving.get_or_insert_with(|| Moving::begin(&self.moves));
-            let before = table
-                .slot(hole)
-                .fill(queues.hash(node), node, behind.entry.load_full());
+            let before = table.fill(hole, queues.hash(node), node, table.entry(at));
             taken = taken.or(before);
             queues.set_slot(node, hole as u32);
             hole = at;
         }
-        let before = table.slot(hole).vacate();
+        let before = table.vacate(hole);
         taken.or(before)
     }
 
@@ -256,13 +257,13 @@ impl Shard {
         let larger = next.get_or_init(|| {
             let lines = table.0.len() * 2;
             queues.remember_up_to(lines * SLOTS);
-            Table::new(lines, table.slots().filter_map(Slot::content), queues)
+            Table::new(lines, table.content(), queues)
         });
         let moving = Moving::begin(&self.moves);
         self.current.store(current + 1, Ordering::SeqCst);
         drop(moving);
         // Whatever is dropped here lies in the larger table too.
-        table.slots().for_each(|slot| drop(slot.vacate()));
+        table.0.iter().for_each(|line| drop(line.clear()));
         Some(larger)
     }
 }
@@ -297,12 +298,8 @@ impl Table {
             places[at] = Some(content);
         }
         let mut places = places.into_iter();
-        let mut slot = || Slot::new(places.next().flatten(), queues);
-        Self(
-            (0..lines)
-                .map(|_| Line(array::from_fn(|_| slot())))
-                .collect(),
-        )
+        let mut line = || Line::new(array::from_fn(|_| places.next().flatten()), queues);
+        Self((0..lines).map(|_| line()).collect())
     }
 
     /// The number of entries that it may hold: with more, look-ups would become long.
@@ -310,18 +307,17 @@ impl Table {
         self.0.len() * SLOTS / 8 * 5
     }
 
-    /// Returns the entry of this key and the number of its slot.
     #[inline]
-    fn find(&self, hash: u64, key: &[u8]) -> Option<(usize, Lent)> {
+    fn find(&self, hash: u64, key: &[u8]) -> Option<Found<'_>> {
         let (mark, home) = (mark(hash), self.home(hash));
         let mut at = home;
         loop {
-            let slot = self.slot(at);
-            let seen = slot.mark.load(Ordering::SeqCst);
+            let (line, lane) = self.line(at);
+            let seen = line.marks[lane].load(Ordering::Acquire);
             if seen == mark {
-                let lent = slot.entry.load();
-                if lent.as_ref().is_some_and(|entry| *entry.key == *key) {
-                    return Some((at, lent));
+                let line = line.entries.read();
+                if line[lane].as_ref().is_some_and(|entry| *entry.key == *key) {
+                    return Some(Found { at, line });
                 }
             }
             at = self.next(at);
@@ -336,20 +332,66 @@ impl Table {
     fn put(&self, queues: &mut Queues, node: u32, entry: Arc<Entry>) {
         let hash = queues.hash(node);
         let mut at = self.home(hash);
-        while self.slot(at).mark.load(Ordering::SeqCst) != 0 {
+        while self.mark(at) != 0 {
             at = self.next(at);
         }
-        self.slot(at).fill(hash, node, Some(entry));
+        self.fill(at, hash, node, Some(entry));
         queues.set_slot(node, at as u32);
     }
 
-    #[inline]
-    fn slot(&self, at: usize) -> &Slot {
-        &self.0[at / SLOTS].0[at % SLOTS]
+    fn fill(
+        &self,
+        at: usize,
+        hash: u64,
+        node: u32,
+        entry: Option<Arc<Entry>>,
+    ) -> Option<Arc<Entry>> {
+        let (line, lane) = self.line(at);
+        line.nodes[lane].store(node, Ordering::Relaxed);
+        let before = self.exchange(at, entry);
+        line.marks[lane].store(mark(hash), Ordering::Release);
+        before
     }
 
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
-        self.0.iter().flat_map(|line| &line.0)
+    fn vacate(&self, at: usize) -> Option<Arc<Entry>> {
+        let (line, lane) = self.line(at);
+        line.marks[lane].store(0, Ordering::Release);
+        self.exchange(at, None)
+    }
+
+    /// Whatever was there is for the caller to drop: the lock of the line is given back by then.
+    fn exchange(&self, at: usize, entry: Option<Arc<Entry>>) -> Option<Arc<Entry>> {
+        let (line, lane) = self.line(at);
+        mem::replace(&mut line.entries.write()[lane], entry)
+    }
+
+    #[inline]
+    fn line(&self, at: usize) -> (&Line, usize) {
+        (&self.0[at / SLOTS], at % SLOTS)
+    }
+
+    fn mark(&self, at: usize) -> u16 {
+        let (line, lane) = self.line(at);
+        line.marks[lane].load(Ordering::Relaxed)
+    }
+
+    fn node(&self, at: usize) -> u32 {
+        let (line, lane) = self.line(at);
+        line.nodes[lane].load(Ordering::Relaxed)
+    }
+
+    fn entry(&self, at: usize) -> Option<Arc<Entry>> {
+        let (line, lane) = self.line(at);
+        line.entries.read()[lane].clone()
+    }
+
+    fn content(&self) -> impl Iterator<Item = Content> {
+        (0..self.0.len() * SLOTS).filter_map(|at| {
+            Some(Content {
+                node: self.node(at),
+                entry: self.entry(at)?,
+            })
+        })
     }
 
     /// The number of lines is a power of two.
@@ -374,41 +416,44 @@ impl Table {
     }
 }
 
-impl Slot {
-    fn new(content: Option<Content>, queues: &Queues) -> Self {
-        let node = content.as_ref().map_or(0, |content| content.node);
-        let mark = content.as_ref().map_or(0, |_| mark(queues.hash(node)));
+impl Line {
+    fn new(content: [Option<Content>; SLOTS], queues: &Queues) -> Self {
+        let node = |content: &Content| content.node;
+        let nodes = content.each_ref().map(|it| it.as_ref().map_or(0, node));
+        let marks = content.each_ref().map(|it| {
+            let hash = it.as_ref().map(|content| queues.hash(content.node));
+            AtomicU16::new(hash.map_or(0, mark))
+        });
         Self {
-            entry: ArcSwapOption::new(content.map(|content| content.entry)),
-            mark: AtomicU32::new(mark),
-            node: AtomicU32::new(node),
+            entries: RwLock::new(content.map(|it| it.map(|content| content.entry))),
+            nodes: nodes.map(AtomicU32::new),
+            marks,
         }
     }
 
-    fn content(&self) -> Option<Content> {
-        let (node, entry) = (self.node.load(Ordering::Relaxed), self.entry.load_full()?);
-        Some(Content { node, entry })
+    fn clear(&self) -> [Option<Arc<Entry>>; SLOTS] {
+        for mark in &self.marks {
+            mark.store(0, Ordering::Release);
+        }
+        mem::take(&mut *self.entries.write())
     }
+}
 
-    fn fill(&self, hash: u64, node: u32, entry: Option<Arc<Entry>>) -> Option<Arc<Entry>> {
-        self.node.store(node, Ordering::Relaxed);
-        let before = self.entry.swap(entry);
-        self.mark.store(mark(hash), Ordering::SeqCst);
-        before
-    }
-
-    fn vacate(&self) -> Option<Arc<Entry>> {
-        self.mark.store(0, Ordering::SeqCst);
-        self.entry.swap(None)
+impl Found<'_> {
+    #[inline]
+    fn entry(&self) -> Option<&Arc<Entry>> {
+        self.line[self.at % SLOTS].as_ref()
     }
 }
 
 #[inline]
-fn mark(hash: u64) -> u32 {
-    (hash >> 32) as u32 | 1
+fn mark(hash: u64) -> u16 {
+    (hash >> 48) as u16 | 1
 }
 
 const SLOTS: usize = 4;
+
+const _: () = assert!(size_of::<Line>() == 64, "one place in memory");
 
 /// The number of lines of the first table.
 const SMALLEST: usize = 16;
