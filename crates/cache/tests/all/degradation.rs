@@ -363,7 +363,7 @@ async fn k4_a_reader_that_asks_again_at_once_lets_the_load_end() {
     while cache.status().guard.running == 0 {
         tokio::task::yield_now().await;
     }
-    let (begun, mut stale) = (std::time::Instant::now(), 0);
+    let (begun, mut stale) = (tokio::time::Instant::now(), 0);
     while !busy.is_finished() {
         let one = get(&cache, "held", "brief", &loader).await;
         let many = view
