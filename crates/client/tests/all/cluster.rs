@@ -675,6 +675,49 @@ async fn c13_t8_calls_wait_in_their_order_for_a_first_view_and_pipelines_for_a_n
     let replies = client.send_pipeline(&pipeline).await.unwrap();
     assert_eq!(replies, [Value::Int(2), Value::Nil, Value::Int(3)]);
     cluster.end_migration(&slots, 0, added).await.unwrap();
+    t8_t9_in_half_a_first_view_only_what_has_no_owner_waits_and_keeps_its_place(&cluster).await;
+}
+
+async fn t8_t9_in_half_a_first_view_only_what_has_no_owner_waits_and_keeps_its_place(
+    cluster: &Cluster,
+) {
+    let [unowned, known] = [0, 1].map(|at| keys_of(cluster, at, 1));
+    let (unowned, known) = (unowned.await.remove(0), known.await.remove(0));
+    let number = slot(&unowned).to_string();
+    for node in cluster.nodes() {
+        let serves = ["CONFIG", "SET", "cluster-require-full-coverage", "no"];
+        node.command(&serves).await.unwrap();
+    }
+    // Its owner, who comes first, tells the others that it is theirs else.
+    let owners = async || {
+        let mut owners = 0;
+        for node in cluster.nodes() {
+            let forgotten = node.command(&["CLUSTER", "DELSLOTS", &number]).await;
+            owners += usize::from(forgotten.is_ok());
+        }
+        owners
+    };
+    eventually("nobody owns it", async || owners().await == 0).await;
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let builder = builder.reconnect_grace(ms(30_000));
+    let client = builder.deadline(ms(60_000)).connect().await.unwrap();
+    client.send(&cmd(&format!("SET {known} 0"))).await.unwrap();
+    let (mut pipeline, push) = (redis::pipe(), cmd(&format!("RPUSH {unowned} 2")));
+    pipeline.rpush(&unowned, 1).ping().incr(&known, 1);
+    let owned_later = async {
+        eventually("what has an owner is served", async || {
+            let get = client.send(&cmd(&format!("GET {known}"))).await;
+            get.unwrap() == Value::BulkString(b"1".to_vec())
+        })
+        .await;
+        let adds = ["CLUSTER", "ADDSLOTS", &number];
+        cluster.node(0).command(&adds).await.unwrap();
+    };
+    let calls = (client.send_pipeline(&pipeline), client.send(&push));
+    let (first, second, ()) = tokio::join!(biased; calls.0, calls.1, owned_later);
+    let pong = Value::SimpleString("PONG".to_owned());
+    assert_eq!(first.unwrap(), [Value::Int(1), pong, Value::Int(1)]);
+    assert_eq!(second.unwrap(), Value::Int(2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1135,3 +1135,26 @@ fn errors_and_debug_output_show_no_keys() {
         "{failed}"
     );
 }
+
+#[test]
+fn t9_a_slot_may_have_commands_in_two_parts_of_one_node_around_those_of_an_ask() {
+    let mut pipeline = pipe();
+    pipeline
+        .set("{other}1", 0)
+        .set("{k}1", 1)
+        .set("{k}2", 2)
+        .set("{other}2", 3);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let parts = split.to_send(|_| "old");
+    let moved = |key| server_error(&format!("MOVED {} h:1", slot(key)));
+    let ask = server_error(&format!("ASK {} h:1", slot("k")));
+    let answers = vec![moved("other"), ask, moved("k"), moved("other")];
+    split.record(parts[0].units(), answers, None);
+    split.again(ALL, |_| false);
+    let parts = split.to_send(|_| "new");
+    let told: Vec<_> = parts
+        .iter()
+        .map(|part| (part.asking, part.units()))
+        .collect();
+    assert_eq!(told, [(false, &[0][..]), (true, &[1]), (false, &[2, 3])]);
+}

@@ -9,7 +9,6 @@ mod sending;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::future::join_all;
 use redis::Pipeline;
 use steadfast_core::conn::Reply;
 use steadfast_core::node::NodeId;
@@ -19,7 +18,7 @@ use steadfast_core::split::pipeline::{NodePart, SplitPipeline};
 
 use self::apart::Course;
 use self::ending::failed;
-use self::round::{Round, keys_of};
+use self::round::Round;
 use self::sending::RoundSent;
 use super::limits::Limits;
 use super::order::{CallRoom, InLine, Places};
@@ -53,6 +52,8 @@ struct Voyage<'a> {
     /// The slot of what has none.
     any: Slot,
     split: SplitPipeline<'a, Error>,
+    /// The slots for which there was no node when it came.
+    unknown: BTreeSet<Slot>,
     places: Option<Places<'a>>,
     /// Its place among those that wait for the gates of its slots.
     line: Option<InLine<'a>>,
@@ -104,38 +105,7 @@ impl Cluster {
         let split =
             SplitPipeline::<Error>::new(pipeline, options.divide_mset).map_err(indivisible)?;
         let any = split.slots().next().unwrap_or_else(|| self.any_slot());
-        let is_known = |slot: &Slot| matches!(self.found(*slot, &Aim::Owner), Ok(Some(_)));
-        let slots = || split.slots().chain([any]);
-        let all_unknown = || slots().filter(|slot| !is_known(slot)).collect();
-        let mut unknown: BTreeSet<Slot> = all_unknown();
-        let mut places = None;
-        if !unknown.is_empty() {
-            // Half of a view would send those that wait for the other half in any order.
-            let _whole = self.taking_in.lock();
-            unknown = all_unknown();
-            if !unknown.is_empty() {
-                places = self.line_up_for_first_view(keys_of(split.waiting(), any), &limits);
-            }
-        }
-        if places.is_some() {
-            // A first view is waited for once, and not by each slot.
-            let first = self.reach(any, &Aim::Owner, &limits).await;
-            if let Err(error) = first.map(drop)
-                && !slots().any(|slot| is_known(&slot))
-            {
-                return Err(error);
-            }
-        }
-        // Nobody waits for a node twice, nor for one after another.
-        let unknown = unknown.iter().filter(|slot| !is_known(slot));
-        let reached = unknown.map(|slot| self.reach(*slot, &Aim::Owner, &limits));
-        let last = join_all(reached).await.pop();
-        if let Some(Err(error)) = last
-            && !slots().any(|slot| is_known(&slot))
-        {
-            return Err(error);
-        }
-        let voyage = Voyage {
+        let mut voyage = Voyage {
             cluster: self,
             pipeline,
             plan,
@@ -143,7 +113,8 @@ impl Cluster {
             limits,
             any,
             split,
-            places,
+            unknown: BTreeSet::new(),
+            places: None,
             line: None,
             turns: Turns::new(),
             abandoned: BTreeMap::new(),
@@ -155,7 +126,15 @@ impl Cluster {
             has_waited: false,
         };
         let nothing = voyage.split.emptied();
-        let split = match voyage.run().await {
+        let mut parts = voyage.line_up();
+        let course = match parts.is_empty() {
+            true => voyage.run().await,
+            false => {
+                parts.push(voyage);
+                Course::Parts(parts)
+            }
+        };
+        let split = match course {
             Course::Ended(split) => split,
             Course::Parts(parts) => Box::pin(Voyage::run_apart(nothing, parts)).await,
         };
@@ -165,6 +144,9 @@ impl Cluster {
 
 impl<'a> Voyage<'a> {
     async fn run(mut self) -> Course<'a> {
+        if !self.unknown.is_empty() {
+            Box::pin(self.wait_for_the_unknown()).await;
+        }
         loop {
             let round = self.next_round();
             if round.parts.is_empty() {

@@ -13,10 +13,9 @@ use steadfast_core::topology::Trigger;
 
 use super::outlook::{Outlook, is_served_by_nobody};
 use super::round::Round;
-use super::{Aims, PipelinePart, Voyage, Whole};
+use super::{Aims, Voyage, Whole};
 use crate::call::Suspicion;
 use crate::client::cluster::Cluster;
-use crate::client::cluster::order::NOBODY;
 use crate::client::cluster::reach::is_for_want_of_a_primary;
 use crate::error::{Error, ErrorKind};
 
@@ -78,30 +77,23 @@ impl Answer {
 }
 
 impl Round {
-    /// Returns the slots of which all has been answered by one node, and nothing by an error.
+    /// Returns the slots of which all has been answered in this part, given by its number, and
+    /// nothing by an error.
     pub(super) fn served_by(
         &self,
-        part: &PipelinePart,
+        part: usize,
         answers: &[Answer],
         split: &SplitPipeline<'_, Error>,
     ) -> Vec<Slot> {
         // What is held back is of a slot of others, and is to keep its place.
-        if self.holds {
+        let in_part = self.in_one.get(part).filter(|_| !self.holds);
+        let Some(in_part) = in_part.filter(|slots| !slots.is_empty()) else {
             return Vec::new();
-        }
+        };
         let not_served = answers.iter().flat_map(Answer::not_served);
         let not_served: BTreeSet<Slot> =
             not_served.filter_map(|unit| split.slot_of(unit)).collect();
-        let here = part.node.unwrap_or(NOBODY);
-        let is_all = |at: usize| {
-            let ((slot, node), _) = &self.goes[at];
-            let next = self.goes.get(at + 1).map(|((slot, _), _)| slot);
-            let last = at.checked_sub(1).map(|at| &self.goes[at].0.0);
-            let is_alone = next != Some(slot) && last != Some(slot);
-            *node == here && is_alone && !self.asks.contains(&(*slot, *node))
-        };
-        let all = (0..self.goes.len()).filter(|at| is_all(*at));
-        let all = all.map(|at| self.goes[at].0.0);
+        let all = in_part.iter().copied();
         all.filter(|slot| !not_served.contains(slot)).collect()
     }
 }
@@ -308,4 +300,86 @@ pub(super) fn routing_in(value: &Value) -> Option<Routing> {
         return None;
     };
     Routing::of(error.code(), error.details().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::parse_redis_value;
+    use steadfast_core::split::DivideMset;
+
+    use super::super::PipelinePart;
+    use super::super::round::slots_in_one;
+    use super::*;
+
+    #[test]
+    fn t7_t9_a_slot_is_not_served_while_a_command_of_it_is_in_a_later_part() {
+        let mut pipeline = redis::pipe();
+        pipeline.set("{other}1", 0).set("{k}1", 1);
+        pipeline.set("{k}2", 2).set("{other}2", 3);
+        let mut split = SplitPipeline::<Error>::new(&pipeline, DivideMset::No).unwrap();
+        let parts = split.to_send(|_| Some(0u16));
+        let [k, other] = ["k", "other"].map(|key| Slot::of_key(key.as_bytes()));
+        let said = |line: String| parse_redis_value(line.as_bytes()).unwrap();
+        let moved = |slot| said(format!("-MOVED {slot} h:1\r\n"));
+        let ask = said(format!("-ASK {k} h:1\r\n"));
+        let answers = vec![moved(other), ask, moved(k), moved(other)];
+        split.record(parts[0].units(), answers, None);
+        let terms = Terms {
+            follow: true,
+            retry: true,
+            effect: None,
+        };
+        split.again(terms, |_| false);
+        let parts = split.to_send(|_| Some(1u16));
+        let units: Vec<_> = parts.iter().map(|part| part.units()).collect();
+        assert_eq!(units, [&[0][..], &[1], &[2, 3]]);
+        let round = Round {
+            in_one: slots_in_one(&parts, &split),
+            ..round_of(parts)
+        };
+        for part in 0..3 {
+            assert_eq!(served(&round, part, &split), [], "part {part}");
+        }
+
+        // To nodes of their own, each is free when its node has answered.
+        for part in &round.parts {
+            split.take_back(part.units());
+        }
+        split.ask_anew(|_| true);
+        let parts = split.to_send(|target| Some(u16::from(target.slot == Some(k))));
+        let round = Round {
+            in_one: slots_in_one(&parts, &split),
+            ..round_of(parts)
+        };
+        let each = [0, 1].map(|part| served(&round, part, &split));
+        assert_eq!(each, [[other], [k]]);
+        let holds = Round {
+            holds: true,
+            ..round
+        };
+        assert_eq!(served(&holds, 0, &split), []);
+    }
+
+    fn round_of(parts: Vec<PipelinePart>) -> Round {
+        Round {
+            parts,
+            goes: Vec::new(),
+            strays: BTreeSet::new(),
+            holds: false,
+            asks: BTreeSet::new(),
+            in_one: Vec::new(),
+        }
+    }
+
+    /// Returns what is served when all of this part has been answered.
+    fn served(round: &Round, part: usize, split: &SplitPipeline<'_, Error>) -> Vec<Slot> {
+        let units = round.parts[part].units().to_vec();
+        let answer = Answer {
+            result: Ok(vec![Value::Okay; units.len()]),
+            units,
+            before: false,
+            suspicion: Suspicion::default(),
+        };
+        round.served_by(part, &[answer], split)
+    }
 }

@@ -1,7 +1,7 @@
 //! The way on of a pipeline after a round: what goes to another node, what waits for a primary, and
 //! what ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::pin::pin;
 
 use futures_util::StreamExt;
@@ -9,17 +9,15 @@ use futures_util::stream::FuturesUnordered;
 use redis::{ServerError, Value};
 use steadfast_core::command::Effect;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
-use steadfast_core::slot::{KeySet, Slot};
+use steadfast_core::slot::Slot;
 use steadfast_core::split::Failed;
 use steadfast_core::topology::Trigger;
 
 use super::round::Round;
 use super::{Aims, Voyage};
-use crate::client::cluster::limits::Limits;
+use crate::client::cluster::Aim;
 use crate::client::cluster::node::may_go_on;
-use crate::client::cluster::order::{Entry, NOBODY, Places};
 use crate::client::cluster::reach::{is_for_want_of_a_primary, no_room, pause_before_trying_again};
-use crate::client::cluster::{Aim, Cluster};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 
@@ -34,32 +32,6 @@ pub(super) struct Outlook {
     pub(super) elsewhere: bool,
     /// The slots that wait for a primary.
     pub(super) unserved: BTreeSet<Slot>,
-}
-
-impl Cluster {
-    /// Takes a pipeline's place among the calls that wait for a first view, if there is none yet:
-    /// they are sent in the order in which they came.
-    pub(super) fn line_up_for_first_view(
-        &self,
-        keys: BTreeMap<Slot, KeySet>,
-        limits: &Limits<'_>,
-    ) -> Option<Places<'_>> {
-        let is_known = |slot: &Slot| self.routes.owner(*slot).is_some();
-        if keys.keys().any(is_known) {
-            return None;
-        }
-        let untils = keys
-            .keys()
-            .map(|slot| self.waits_until(*slot, &Aim::Owner, limits));
-        untils.max().filter(|until| clock::now() < *until)?;
-        let entries = keys.into_iter().map(|(slot, keys)| Entry {
-            slot,
-            keys,
-            node: NOBODY,
-            until: limits.deadline,
-        });
-        Some(self.order.stand_in_line(entries.collect()))
-    }
 }
 
 impl Voyage<'_> {

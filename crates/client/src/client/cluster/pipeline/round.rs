@@ -7,11 +7,12 @@ use futures_util::future::join_all;
 use smallvec::SmallVec;
 use steadfast_core::redirect::Routing;
 use steadfast_core::slot::{KeySet, Slot};
-use steadfast_core::split::pipeline::Target;
+use steadfast_core::split::pipeline::{SplitPipeline, Target};
 
 use super::{Aims, PipelinePart, Turns, Voyage};
 use crate::client::cluster::order::{Entry, NOBODY};
 use crate::client::cluster::{Aim, Cluster};
+use crate::error::Error;
 
 /// The parts that are sent at once.
 pub(super) struct Round {
@@ -25,6 +26,9 @@ pub(super) struct Round {
     pub(super) holds: bool,
     /// The slots that go where an ASK leads.
     pub(super) asks: BTreeSet<(Slot, u16)>,
+    /// By part: the slots that are served when it is, for nothing of them is in another one. Of
+    /// those that go where an ASK leads there are none, nor any if there is one part only.
+    pub(super) in_one: Vec<Vec<Slot>>,
 }
 
 impl Round {
@@ -86,6 +90,7 @@ impl<'a> Voyage<'a> {
         });
         Round {
             goes: all.collect(),
+            in_one: slots_in_one(&parts, &self.split),
             parts,
             strays,
             holds: !held.is_empty(),
@@ -141,6 +146,35 @@ impl Cluster {
             None => self.routes.owner(slot),
         }
     }
+}
+
+/// Returns by part the slots of which all is in it. One node may have several parts, and a slot of
+/// it commands in two: ASKING stands between them.
+pub(super) fn slots_in_one(
+    parts: &[PipelinePart],
+    split: &SplitPipeline<'_, Error>,
+) -> Vec<Vec<Slot>> {
+    if parts.len() < 2 {
+        return Vec::new();
+    }
+    let mut all: Vec<(Slot, usize)> = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        let targets = part.units().iter().filter_map(|unit| split.target(*unit));
+        let slots = targets.filter(|target| !target.aside);
+        let slots = slots.filter_map(|target| target.slot);
+        all.extend(slots.map(|slot| (slot, at)));
+    }
+    all.sort_unstable();
+    all.dedup();
+    let mut in_one = vec![Vec::new(); parts.len()];
+    for of_slot in all.chunk_by(|(one, _), (other, _)| one == other) {
+        if let [(slot, at)] = of_slot
+            && !parts[*at].asking
+        {
+            in_one[*at].push(*slot);
+        }
+    }
+    in_one
 }
 
 /// Returns the slot by which a command goes; what has none is in `any`.

@@ -67,14 +67,15 @@ impl<'a> Voyage<'a> {
         // While other nodes have yet to answer: the slots of what may be sent again, and those of
         // which all is served.
         let (unserved, served) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
-        let sends = parts.iter().map(|part| async {
+        let (not_yet, over) = (&unserved, &served);
+        let sends = parts.iter().enumerate().map(|(at, part)| async move {
             let answers = cluster.send_part(part, whole, times).await;
             // Others may take their time to answer, in which this grows old.
             cluster.note_asks(part.node, &answers);
             let slots = answers.iter().map(|answer| answer.may_go_again(whole));
-            slots.for_each(|slots| unserved.lock().extend(slots));
-            let all = round.served_by(part, &answers, whole.split);
-            served.lock().extend(all);
+            slots.for_each(|slots| not_yet.lock().extend(slots));
+            let all = round.served_by(at, &answers, whole.split);
+            over.lock().extend(all);
             answers
         });
         let mut sends = pin!(join_all(sends));
