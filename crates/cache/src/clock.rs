@@ -1,6 +1,8 @@
 //! The time of the runtime. The one clock of the crate is the monotonic one, by way of tokio, so
 //! that a test can stop it.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
@@ -18,7 +20,16 @@ pub(crate) fn is_in_runtime() -> bool {
 
 /// Costs the task a turn, of which tokio lets it have 128 before others have theirs. What is
 /// answered at once, with an error or something stale, may be asked for again at once; the loads
-/// that would change the answer have to run on the same thread, perhaps.
-pub(crate) async fn take_a_turn() {
-    tokio::task::coop::consume_budget().await;
+/// that would change the answer have to run on the same thread, perhaps. Returns whether others
+/// have had theirs first: what was seen and what the clock said before is old then.
+pub(crate) async fn take_a_turn() -> bool {
+    let mut turn = pin!(tokio::task::coop::consume_budget());
+    let mut has_waited = false;
+    poll_fn(|context| {
+        let taken = turn.as_mut().poll(context);
+        has_waited |= taken.is_pending();
+        taken
+    })
+    .await;
+    has_waited
 }

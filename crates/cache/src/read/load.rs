@@ -147,13 +147,13 @@ where
 }
 
 /// Looks at Redis for a reader, in the reader's own task: a hit needs no other. What it finds out
-/// otherwise goes into the job, for the leader of the flight. The value is as old as it was when the
-/// read `began`, and what has passed since; this returns when it was judged, too.
+/// otherwise goes into the job, for the leader of the flight. Nothing is `asked` earlier: a value
+/// is as old as it was then, and what has passed since. This returns when it was judged, too.
 pub(crate) async fn look_first<V>(
     cache: &Inner,
     leader: &Leader,
     job: &mut Job<V>,
-    began: Instant,
+    asked: Instant,
 ) -> Option<(Loaded, Monotonic)>
 where
     V: Clone + Send + Sync + 'static,
@@ -163,7 +163,7 @@ where
         return None;
     }
     let mut allowance = redis.allowance();
-    job.first_look = match job.look(redis, leader, began, &mut allowance).await {
+    job.first_look = match job.look(redis, leader, asked, &mut allowance).await {
         Ok(Found::Answer(loaded, now)) => return Some((loaded, now)),
         Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, allowance),
         Err(trouble) => {
@@ -240,8 +240,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         add_tags(&mut self.tags, leader.tags().iter().map(Vec::as_slice));
     }
 
-    /// A load by this view, with these times of its class. What is loaded again keeps the tags of what is held, whoever asks for
-    /// it.
+    /// A load by this view, with these times of its class. What is loaded again keeps the tags of
+    /// what is held, whoever asks for it.
     pub(crate) fn new(
         view: &View<V>,
         ttl: Ttl,

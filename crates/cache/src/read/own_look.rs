@@ -50,13 +50,13 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// Looks at Redis in this very task; if that is in vain, or if there is a flight for this key,
-    /// waits for a flight.
+    /// waits for a flight. The read began at the first of the two moments; the second is now.
     pub(super) async fn look_or_board<L, F>(
         &self,
         name: &[u8],
         mut job: Box<Job<V>>,
         load: L,
-        mut began: Instant,
+        (mut began, now): (Instant, Instant),
     ) -> Boarded
     where
         L: FnOnce() -> F + Send + 'static,
@@ -67,7 +67,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let boarding =
             cache
                 .flights
-                .look_or_board(began.into(), name, self.cargo(), &job.tags, world);
+                .look_or_board(now.into(), name, self.cargo(), &job.tags, world);
         let (leader, follower, load) = match boarding {
             Join::Joined(follower) => return Boarded::Waiting(follower, None),
             Join::Leader(leader, follower) => {
@@ -77,10 +77,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             Join::Looking(leader, follower) => {
                 let named = job.tags.len();
                 let look = OwnLook::new(self, name, &job, load);
-                let found = load::look_first(cache, &leader, &mut job, began).await;
+                let found = load::look_first(cache, &leader, &mut job, now).await;
                 let load = look.over();
-                if let Some((loaded, now)) = found {
-                    return Boarded::Answered(loaded, now);
+                if let Some((loaded, judged)) = found {
+                    return Boarded::Answered(loaded, judged);
                 }
                 let Some(load) = load else {
                     return Boarded::Waiting(follower, None);

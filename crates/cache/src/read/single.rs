@@ -243,7 +243,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     }
 
     /// Answers a read that `began` with a glance, which may have found that memory holds nothing:
-    /// then it is not looked at again.
+    /// then it is not looked at again, unless others have had a turn since.
     async fn get_otherwise<L, F>(
         self,
         load: L,
@@ -254,10 +254,13 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        take_a_turn().await;
+        let (now, nothing_held) = match take_a_turn().await {
+            true => (clock(), false),
+            false => (began, nothing_held),
+        };
         let (view, name) = (self.view, self.view.name(&self.key));
         // What is not needed while the reader looks at Redis is gone by then: so the future is small.
-        let (job, load) = match self.begin(&name, load, began, nothing_held) {
+        let (job, load) = match self.begin(&name, load, now, nothing_held) {
             Begun::Look(job, load) => (job, load),
             Begun::Answered(answer) => return Ok(answer),
             Begun::Ended(ending) => return conclude(view, ending, self.default),
@@ -266,7 +269,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
                 return conclude(view, Box::pin(waiting).await, self.default);
             }
         };
-        let (follower, found) = match view.look_or_board(&name, job, load, began).await {
+        let (follower, found) = match view.look_or_board(&name, job, load, (began, now)).await {
             Boarded::Waiting(follower, found) => (follower, found),
             Boarded::Answered(loaded, now) => {
                 let answer = view.answer_at(now, &loaded, None);
@@ -284,7 +287,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         &self,
         name: &KeyName<'_>,
         load: L,
-        began: Instant,
+        now: Instant,
         nothing_held: bool,
     ) -> Begun<V, L>
     where
@@ -292,7 +295,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
         let view = self.view;
-        let (ttl, now) = (view.ttl(), began.into());
+        let (ttl, now) = (view.ttl(), now.into());
         let held = match nothing_held {
             true => None,
             false => view.held(&self.key, name, &self.tags),

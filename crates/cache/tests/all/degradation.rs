@@ -493,3 +493,56 @@ async fn k9_a_class_that_does_not_reach_what_it_asks_is_spared_and_no_other_pays
         assert!(!cache.status().guard.open);
     }
 }
+
+/// More than have a turn of the runtime at once: those that had to wait for theirs take what the
+/// first has loaded meanwhile.
+#[tokio::test]
+async fn k3_who_waits_for_its_turn_finds_in_memory_what_was_loaded_meanwhile() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let (view, loader) = (text(&cache, "user"), Loader::default());
+    for reads_long in [false, true] {
+        let key = format!("{reads_long}");
+        let reads = (0..1000).map(|_| {
+            let (view, key, loader) = (&view, key.as_str(), loader.clone());
+            async move {
+                let load = move || loader.counting();
+                let answer = match reads_long {
+                    true => view.read(key).get(load).await,
+                    false => view.get(key, load).await,
+                };
+                answer.unwrap()
+            }
+        });
+        let before = loader.loads();
+        let answers = futures_util::future::join_all(reads).await;
+        assert_eq!(loader.loads() - before, 1);
+        let from_memory = |answer: &&steadfast_cache::Answer<_>| answer.source == Source::Memory;
+        assert!(answers.iter().filter(from_memory).count() > 500);
+    }
+}
+
+/// A reader had its glance, and then to wait for its turn for longer than a value is fresh.
+#[tokio::test]
+async fn k1_who_has_waited_for_its_turn_judges_memory_by_the_time_that_it_is_then() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let (view, loader) = (text(&cache, "brief"), Loader::default());
+    let counting = || {
+        let loader = loader.clone();
+        move || loader.counting()
+    };
+    while tokio::task::coop::has_budget_remaining() {
+        assert!(futures_util::poll!(Box::pin(tokio::task::coop::consume_budget())).is_ready());
+    }
+    let mut late = Box::pin(view.get("a", counting()));
+    assert!(futures_util::poll!(&mut late).is_pending());
+    assert_eq!(loader.loads(), 0);
+    tokio::task::yield_now().await;
+    view.get("a", counting()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let answer = late.await.unwrap();
+    let is_told_stale = answer.stale.is_some() && answer.age >= Duration::from_millis(200);
+    let is_new = answer.value.as_deref() == Some("2");
+    assert!(is_told_stale || is_new, "{answer:?}");
+}

@@ -20,7 +20,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) tags: &'a [Vec<u8>],
     /// The number of its class.
     pub(crate) class: usize,
-    /// The moment of the question.
+    /// A moment before the question, from which the age of the answer is counted. What is charged
+    /// to Redis is not: the reader may have waited for its own runtime since.
     pub(crate) asked: Instant,
 }
 

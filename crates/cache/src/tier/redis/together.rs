@@ -221,6 +221,7 @@ impl Gathering {
 struct Newcomer<'a> {
     wanted: &'a Wanted<'a>,
     epoch_view: &'a EpochView,
+    came: Instant,
     runtime: Id,
     /// The length that its value may have.
     size: usize,
@@ -253,10 +254,12 @@ impl RedisTier {
         epoch_view: &EpochView,
         allowance: &mut RedisAllowance,
     ) -> Option<RedisResult<Found>> {
+        // What the reader has waited for before is not Redis's affair.
+        let came = clock();
         // Where nobody has asked, no time was lost to Redis.
-        let Part { answer, at } = self.gather(wanted, epoch_view)?.await?;
-        // When the reader gets to hear of it is not Redis's affair.
-        let took = at.saturating_duration_since(wanted.asked);
+        let Part { answer, at } = self.gather(wanted, epoch_view, came)?.await?;
+        // Nor is when the reader gets to hear of it.
+        let took = at.saturating_duration_since(came);
         let Some(answer) = answer else {
             allowance.charge_in_vain(took);
             return None;
@@ -274,15 +277,17 @@ impl RedisTier {
         self: &Arc<Self>,
         wanted: &Wanted<'_>,
         epoch_view: &EpochView,
+        now: Instant,
     ) -> Option<Seated<Part>> {
         let together = &self.together;
         let runtime = Handle::try_current().ok()?;
-        if together.are_apart(wanted.asked) {
+        if together.are_apart(now) {
             return None;
         }
         let newcomer = Newcomer {
             wanted,
             epoch_view,
+            came: now,
             runtime: runtime.id(),
             size: together.size_of(wanted) as usize,
         };
@@ -468,7 +473,7 @@ impl Open {
         names: &Names,
         most: Most,
     ) -> Option<(Step, Seated<Part>)> {
-        let (epoch_view, now) = (newcomer.epoch_view, newcomer.wanted.asked);
+        let (epoch_view, now) = (newcomer.epoch_view, newcomer.came);
         let Some(open) = &mut self.gathering else {
             let (number, room) = (self.next, most.readers.min(AT_FIRST));
             self.next += 1;

@@ -282,6 +282,39 @@ async fn k2_nothing_is_asked_for_those_that_have_waited_too_long() {
     assert_eq!(world.shared(), 0, "nobody was asked");
 }
 
+/// Readers have waited for a turn of their runtime for longer than they may wait for Redis: that
+/// takes nothing from the time of those who ask together.
+#[tokio::test]
+async fn k2_what_a_reader_has_waited_for_its_runtime_is_not_charged_to_redis() {
+    let server = Redis::start().await.unwrap();
+    let world = World::new(&server.url(), 1 << 30).await;
+    world.store(16, 9).await;
+    let (view, tier) = (world.view().await, &world.tier);
+    let asked = clock().checked_sub(LONG * 2).unwrap();
+    let looks = (0..16).map(|n| {
+        let view = view.clone();
+        async move {
+            let key = format!("user:{n}");
+            let wanted = Wanted {
+                key: key.as_bytes(),
+                tags: &[],
+                class: 0,
+                asked,
+            };
+            let (mut allowance, carries) = (tier.allowance(), |_: &[&[u8]]| true);
+            let found = tier
+                .look_once(&wanted, view, &mut allowance, &carries)
+                .await;
+            (found.unwrap(), allowance.left())
+        }
+    });
+    for (found, left) in join_all(looks).await {
+        assert!(matches!(found, Lookup::Hit(_)));
+        assert!(!left.is_zero());
+    }
+    assert!(world.shared() >= 8, "{}", world.shared());
+}
+
 /// Who has asked Redis something already has less time than others; a gathering that is late, or
 /// long enough, is closed by the next reader.
 #[tokio::test]
@@ -312,11 +345,9 @@ async fn k2_who_has_asked_before_asks_alone_and_who_comes_late_closes() {
     };
     let mut add = |after, size| {
         let newcomer = Newcomer {
-            wanted: &Wanted {
-                asked: wanted.asked + after,
-                ..wanted
-            },
+            wanted: &wanted,
             epoch_view: &view,
+            came: wanted.asked + after,
             runtime: Handle::current().id(),
             size,
         };
