@@ -104,6 +104,7 @@ async fn t5_t7_t8_t9_c2_pipelines_keep_to_their_turns_and_take_those_of_no_other
     t8_t9_a_pipeline_loses_its_turn_for_those_keys_only_that_were_served_since(&cluster, &client)
         .await;
     t31_parts_of_a_pipeline_take_one_place_at_their_node(&cluster).await;
+    t31_parts_of_a_command_take_one_place_at_their_node(&cluster).await;
     c2_what_was_never_written_is_not_sent(&cluster, &client).await;
     t8_what_waits_for_very_many_slots_goes_on_in_each_at_little_cost(&cluster, &client).await;
 }
@@ -274,6 +275,24 @@ async fn t31_parts_of_a_pipeline_take_one_place_at_their_node(cluster: &Cluster)
     assert_eq!(first.unwrap(), [const { Value::Okay }; 5]);
     let lengths = [const { Value::Int(2) }; 5];
     assert_eq!(second.unwrap(), [&lengths[..], &[Value::Okay]].concat());
+}
+
+async fn t31_parts_of_a_command_take_one_place_at_their_node(cluster: &Cluster) {
+    let narrow = Client::builder(&cluster.url()).unwrap().in_flight(1);
+    let narrow = narrow.deadline(ms(60_000));
+    let narrow = narrow.response_idle_timeout(ms(50_000));
+    let client = narrow.unresponsive_timeout(ms(50_000));
+    let client = client.connect().await.unwrap();
+    let mine = key_of(cluster, 1, "mine").await;
+    let keys = Apart::of(cluster, &client, "wide").await;
+    client.send(&cmd(&format!("SET {mine} 1"))).await.unwrap();
+    // The request to the second node is not answered before the ASK of the first has led there.
+    let pause = ["CLIENT", "PAUSE", "1000", "ALL"];
+    cluster.node(1).command(&pause).await.unwrap();
+    let get = cmd(&format!("MGET {mine} {}", keys.gone));
+    let got = client.send(&get).await;
+    assert_eq!(got.unwrap(), Value::Array(vec![text("1"), text("0")]));
+    keys.end().await;
 }
 
 /// What writes is refused for now by the node, once it has seen whether the keys are there.

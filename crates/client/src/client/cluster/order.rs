@@ -28,9 +28,9 @@ use smallvec::SmallVec;
 use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::topology::SlotGate;
 
-pub(crate) use self::line::InLine;
-pub(crate) use self::places::{Again, LostKeys, Places};
-pub(crate) use self::room::CallRoom;
+pub(super) use self::line::InLine;
+pub(super) use self::places::{Again, LostKeys, Places};
+pub(super) use self::room::CallRoom;
 use self::stripe::{Locks, STRIPES, Stripe, UnderWayIn, locked, stripe_of};
 use crate::clock;
 

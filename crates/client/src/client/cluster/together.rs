@@ -39,7 +39,7 @@ pub(super) struct Whole<'a> {
     pub(super) plan: &'a Plan,
     pub(super) options: &'a CallOptions,
     pub(super) limits: Limits<'a>,
-    /// The places at nodes of the parts that go alone.
+    /// The one place that all of it has at a node, whether it goes together or alone.
     pub(super) places: &'a OnceLock<Arc<SharedPlaces>>,
 }
 
@@ -104,6 +104,7 @@ impl Cluster {
             let entries = entries.collect();
             let links = self.settings().connections;
             let plan = whole.plan.of_portions(&portions, whole.plan.effect, links);
+            let plan = plan.in_place_of(whole.places.get_or_init(Arc::default));
             let (payload, sent) = (Payload::Portions(&portions), clock::now());
             let (times, before) = (whole.limits.of_attempt(0), Suspicion::default());
             let mut attempt = pin!(node.attempt_after(payload, plan, whole.options, times, before));

@@ -14,7 +14,7 @@ use super::{Entry, InOrder, Slots};
 /// The place of a new command among those that wait for the gates of its slots, until it is
 /// dropped.
 #[derive(Debug)]
-pub(crate) struct InLine<'a> {
+pub(in crate::client::cluster) struct InLine<'a> {
     pub(super) order: &'a InOrder,
     pub(super) slots: Slots,
     pub(super) number: u64,
@@ -25,7 +25,10 @@ pub(crate) struct InLine<'a> {
 impl InLine<'_> {
     /// Takes its places in the lines of these slots out: from now on each is apart from the others.
     /// `None` if as many wait as may.
-    pub(crate) fn divide(&mut self, slots: &[Slot]) -> Option<BTreeMap<Slot, Self>> {
+    pub(in crate::client::cluster) fn divide(
+        &mut self,
+        slots: &[Slot],
+    ) -> Option<BTreeMap<Slot, Self>> {
         let rooms = slots.iter().map(|_| self.order.room(self.room.of));
         let rooms: Option<Vec<_>> = rooms.collect();
         let apart = slots.iter().copied().zip(rooms?);
@@ -51,7 +54,7 @@ impl InLine<'_> {
     }
 
     /// Returns whether it waits for none.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(in crate::client::cluster) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 }

@@ -15,11 +15,11 @@ use super::{Entries, Entry, InOrder, Slots};
 use crate::clock;
 
 /// By slot: the keys for which a command has lost its turn.
-pub(crate) type LostKeys = BTreeMap<Slot, KeySet>;
+pub(in crate::client::cluster) type LostKeys = BTreeMap<Slot, KeySet>;
 
 /// A command's places in the order of its slots, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Places<'a> {
+pub(in crate::client::cluster) struct Places<'a> {
     pub(super) order: &'a InOrder,
     pub(super) command: u64,
     /// By slot.
@@ -28,7 +28,7 @@ pub(crate) struct Places<'a> {
 }
 
 /// The outcome of a command that was to be sent again.
-pub(crate) enum Again<T> {
+pub(in crate::client::cluster) enum Again<T> {
     /// The command was sent, and has ended at once, or not.
     Sent(Poll<T>),
     /// Later ones of these keys have run: what has to do with them is not to be sent again. Nothing
@@ -74,7 +74,7 @@ impl<'a> Places<'a> {
     /// Sends the command again where it goes now, when it is its turn in all of these slots, whose
     /// gates are closed: polls `attempt` for the first time, by which it is submitted, while
     /// nobody else can be. When its turn comes, each has still to go there, as `stands` says.
-    pub(crate) async fn again<F: Future>(
+    pub(in crate::client::cluster) async fn again<F: Future>(
         &mut self,
         goes: &[(Slot, u16)],
         deadline: Instant,
@@ -145,7 +145,7 @@ impl<'a> Places<'a> {
 
     /// Leaves the order of these slots, to wait for as long as a migration takes: it keeps nobody
     /// from being sent, neither those before it nor those behind.
-    pub(crate) fn stand_aside(&mut self, leaves: impl Fn(Slot) -> bool) {
+    pub(in crate::client::cluster) fn stand_aside(&mut self, leaves: impl Fn(Slot) -> bool) {
         let (order, command) = (self.order, self.command);
         self.entries.retain(|entry| {
             let leaves = leaves(entry.slot);
@@ -157,7 +157,7 @@ impl<'a> Places<'a> {
     }
 
     /// The command has run in these slots, and has nothing to do with them any more.
-    pub(crate) fn ran_in(&mut self, slots: &BTreeSet<Slot>) {
+    pub(in crate::client::cluster) fn ran_in(&mut self, slots: &BTreeSet<Slot>) {
         let (order, command) = (self.order, self.command);
         self.entries.retain(|entry| {
             let leaves = slots.contains(&entry.slot);
@@ -170,7 +170,7 @@ impl<'a> Places<'a> {
 
     /// Keeps its place in the order of this slot while it waits for somebody to serve it: nobody of
     /// its keys is sent ahead of it.
-    pub(crate) fn hold(&self, slot: Slot) {
+    pub(in crate::client::cluster) fn hold(&self, slot: Slot) {
         let Some(entry) = self.entry(slot) else {
             return;
         };
@@ -237,7 +237,7 @@ impl<'a> Places<'a> {
 
     /// Leaves all but these keys, by slot. Of those that it leaves, the command has run for the
     /// others given, and for no more: it takes nobody's turn for what it did not do.
-    pub(crate) fn leave_all_but(
+    pub(in crate::client::cluster) fn leave_all_but(
         &mut self,
         stays: impl Fn(Slot) -> Option<KeySet>,
         ran: impl Fn(Slot) -> KeySet,
@@ -270,7 +270,10 @@ impl<'a> Places<'a> {
     }
 
     /// Takes its places in these slots out: from now on each is apart from the others.
-    pub(crate) fn divide(&mut self, slots: impl IntoIterator<Item = Slot>) -> BTreeMap<Slot, Self> {
+    pub(in crate::client::cluster) fn divide(
+        &mut self,
+        slots: impl IntoIterator<Item = Slot>,
+    ) -> BTreeMap<Slot, Self> {
         let (order, command) = (self.order, self.command);
         let alone = |slot| (slot, Self::new(order, command, Entries::new()));
         let mut apart: BTreeMap<_, _> = slots.into_iter().map(alone).collect();
@@ -284,7 +287,7 @@ impl<'a> Places<'a> {
     }
 
     /// The command has run, or may have.
-    pub(crate) fn ran(&mut self) {
+    pub(in crate::client::cluster) fn ran(&mut self) {
         self.ran = true;
     }
 }

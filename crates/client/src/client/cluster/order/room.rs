@@ -6,13 +6,13 @@ use super::InOrder;
 
 /// The one place of a call among those that wait, however many of its parts do.
 #[derive(Debug, Default)]
-pub(crate) struct CallRoom {
+pub(in crate::client::cluster) struct CallRoom {
     parts: AtomicUsize,
 }
 
 /// The place of a call that waits, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Room<'a> {
+pub(in crate::client::cluster) struct Room<'a> {
     pub(super) waiting: &'a AtomicUsize,
     pub(super) of: Option<&'a CallRoom>,
 }
@@ -29,7 +29,10 @@ impl Drop for Room<'_> {
 impl InOrder {
     /// A place for a call that waits until it is known who serves its slot, or for a part of this
     /// one; `None` if as many wait as may.
-    pub(crate) fn room<'a>(&'a self, of: Option<&'a CallRoom>) -> Option<Room<'a>> {
+    pub(in crate::client::cluster) fn room<'a>(
+        &'a self,
+        of: Option<&'a CallRoom>,
+    ) -> Option<Room<'a>> {
         let waiting = &self.waiting;
         if let Some(call) = of
             && call.parts.fetch_add(1, Ordering::AcqRel) > 0

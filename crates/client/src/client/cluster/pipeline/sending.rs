@@ -69,7 +69,7 @@ impl<'a> Voyage<'a> {
         let (unserved, served) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
         let (not_yet, over) = (&unserved, &served);
         let sends = parts.iter().enumerate().map(|(at, part)| async move {
-            let answers = cluster.send_part(part, whole, times).await;
+            let answers = cluster.send_in_turn(part, whole, times).await;
             // Others may take their time to answer, in which this grows old.
             cluster.note_asks(part.node, &answers);
             let slots = answers.iter().map(|answer| answer.may_go_again(whole));
@@ -129,6 +129,17 @@ impl<'a> Voyage<'a> {
 }
 
 impl Cluster {
+    /// Sends a part when it is polled. Before that it takes little memory: of a pipeline that waits
+    /// for very many slots each has one.
+    async fn send_in_turn(
+        &self,
+        part: &PipelinePart,
+        whole: Whole<'_>,
+        times: (Instant, Duration),
+    ) -> Vec<Answer> {
+        Box::pin(self.send_part(part, whole, times)).await
+    }
+
     async fn send_part(
         &self,
         part: &PipelinePart,
@@ -288,4 +299,28 @@ fn sent_again<T>(again: Again<T>, limits: &Limits<'_>) -> Result<Poll<T>, RoundS
         Again::Divided(slots) => RoundSent::Divided(slots),
         Again::TimedOut => RoundSent::Never(limits.timed_out(Certainty::NotSent)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_sent<'a, F: Future>(
+        _: impl FnOnce(&'a Cluster, &'a PipelinePart, Whole<'a>, (Instant, Duration)) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_run<'a, F: Future>(_: impl FnOnce(Voyage<'a>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn t31_what_waits_for_its_turn_takes_little_memory() {
+        let in_turn = size_of_sent(|at, part, whole, times| at.send_in_turn(part, whole, times));
+        let sent = size_of_sent(|at, part, whole, times| at.send_part(part, whole, times));
+        assert!(in_turn < 256, "{in_turn} bytes, and when it is sent {sent}");
+        let run = size_of_run(Voyage::run);
+        assert!(run < 3_000, "{run} bytes: the design page says 2.5 KB");
+    }
 }
