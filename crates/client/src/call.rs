@@ -34,12 +34,11 @@ use crate::call::plan::{Asking, Payload, Plan};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
-use crate::link::attendance::FOR_A_SIGN;
 use crate::link::crossing::CrossingTurn;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::sentinel::InLine;
-use crate::wire::queue::{Gate, Submission, SubmitQueue, Submitted, UNATTENDED};
+use crate::wire::queue::{Gate, Submission, SubmitQueue, Submitted};
 use crate::wire::slot::Rejoin;
 
 /// Runs one call from beginning to end.
@@ -182,24 +181,29 @@ impl Call<'_> {
         };
         let mut began = self.started;
         let mut roll = None;
+        let mut turn = Ok(None);
         if self.shared.links.len() > 1 && self.link.is_some() {
-            match self.take_turn(&mut roll).await {
-                Ok(None) => {}
-                Ok(turn) => {
+            turn = self.take_turn(&mut roll).await;
+        }
+        let result = match turn {
+            Ok(turn) => {
+                if turn.is_some() {
                     again.turn = turn;
                     began = clock::now();
                 }
-                Err(error) => {
-                    let error = Box::pin(Self::as_it_is(error, roll)).await;
-                    crate::metrics::count_error(&error);
-                    return Err(error);
-                }
+                self.run_from(began, again, options, carried).await
             }
+            Err(error) => Err(error),
+        };
+        let mut error = match result {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        if let Some(roll) = roll {
+            error = Box::pin(roll.or_unattended_if_late(error)).await;
         }
-        match self.run_from(began, again, options, carried).await {
-            Err(error) if roll.is_some() => Err(Box::pin(Self::as_it_is(error, roll)).await),
-            result => result,
-        }
+        crate::metrics::count_error(&error);
+        Err(error)
     }
 
     async fn run_from(
@@ -216,9 +220,6 @@ impl Call<'_> {
             result => result,
         };
         carried.suspicion = again.suspicion;
-        if let Err(error) = &result {
-            crate::metrics::count_error(error);
-        }
         result
     }
 
@@ -462,14 +463,9 @@ async fn wait_for_proof(
     if let Some(place) = Box::pin(known.proven(within, grace, deadline)).await {
         return Ok(Some(place));
     }
-    let now = clock::now();
-    let age = known.proof_age(now);
-    Err(Error::not_sent(
-        match roll.answered_by(deadline.min(now + FOR_A_SIGN)).await {
-            true => ErrorKind::Unproven { within, age },
-            false => UNATTENDED,
-        },
-    ))
+    let age = known.proof_age(clock::now());
+    let unproven = Error::not_sent(ErrorKind::Unproven { within, age });
+    Err(roll.or_unattended(unproven).await)
 }
 
 fn deadline_infeasible(retry_after: Duration) -> Error {

@@ -145,3 +145,73 @@ pub(crate) fn count_refresh(outcome: &'static str) {
 pub(crate) fn credentials_expire_in(left: Duration) {
     metrics::gauge!("steadfast_credentials_expiry_seconds").set(left.as_secs_f64());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use metrics::{
+        Gauge, Key, KeyName, Metadata, Recorder, SharedString, Unit, with_local_recorder,
+    };
+    use parking_lot::Mutex;
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::Client;
+
+    /// Keeps what is counted, by the labels of errors.
+    #[derive(Default)]
+    struct Counted(Mutex<Vec<(String, Arc<AtomicU64>)>>);
+
+    impl Recorder for Counted {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            if key.name() != ERRORS {
+                return Counter::noop();
+            }
+            let labels: Vec<_> = key.labels().map(metrics::Label::value).collect();
+            let count = Arc::new(AtomicU64::new(0));
+            let entry = (labels.join(" "), Arc::clone(&count));
+            self.0.lock().push(entry);
+            Counter::from_arc(count)
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn c19_an_error_is_counted_once_and_as_its_caller_gets_it() {
+        let runtime = || Builder::new_current_thread().enable_all().build();
+        let (asks, undriven) = (runtime().expect("room"), runtime().expect("room"));
+        let builder = Client::builder("redis://127.0.0.1:1").expect("a good url");
+        let builder = builder.connections(3).deadline(Duration::from_millis(300));
+        let client = undriven.block_on(async { builder.build() });
+        let client = client.expect("good settings");
+        let counted = Counted::default();
+        // It asks the other connections first whether they are through.
+        let crossing = redis::cmd("MGET")
+            .arg("a")
+            .arg("b")
+            .arg("c")
+            .arg("d")
+            .clone();
+        let error = with_local_recorder(&counted, || asks.block_on(client.send(&crossing)));
+        let error = error.expect_err("nobody serves it");
+        assert_eq!(error.label(), "runtime", "{error}");
+        let counted = counted.0.into_inner();
+        let counted: Vec<_> = counted
+            .iter()
+            .map(|(labels, count)| (&**labels, count.load(Ordering::Relaxed)))
+            .collect();
+        assert_eq!(counted, [("runtime not_sent", 1)]);
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::certainty::Refusal;
 use steadfast_core::conn::{Reply, Watch};
@@ -19,6 +20,7 @@ use crate::call::plan::{Payload, Plan, many, one};
 use crate::clock;
 use crate::error::connect::ConnectError;
 use crate::error::{Error, ErrorKind};
+use crate::link::attendance::RollCall;
 use crate::link::connect::{self, Connector};
 use crate::link::driver::{Driver, Finished, Signal};
 use crate::link::fence::{FENCE_AGAIN, FenceOnDrop};
@@ -28,7 +30,7 @@ use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::task::Owned;
 use crate::wire::identity::Identity;
-use crate::wire::queue::{DriverCommand, Gate, SubmitQueue, TxStep, UNATTENDED};
+use crate::wire::queue::{DriverCommand, Gate, SubmitQueue, TxStep};
 use crate::wire::slot::{Blame, Ended};
 
 /// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be
@@ -64,14 +66,13 @@ impl Dedicated {
     ) -> Result<Self, Error> {
         let began = clock::now();
         let mut rng = shared.rng();
-        let roll = shared.call_roll()?;
-        let attended = Arc::new(AtomicBool::new(true));
+        let roll = Mutex::new(shared.call_roll()?);
         let opening = async {
             let mut attempt = 0;
             loop {
                 attempt += 1;
                 believed_up(shared).await?;
-                let error = match Self::connect_at_home(shared, connector, &attended).await {
+                let error = match Self::connect_at_home(shared, connector, &roll).await {
                     Ok(connection) => return Ok(connection),
                     Err(error) => error,
                 };
@@ -87,28 +88,21 @@ impl Dedicated {
             return opened;
         }
         // It may have waited for an interruption to end, which nobody ends.
-        let attended = attended.load(Ordering::Relaxed) && roll.answered_by(clock::now()).await;
-        Err(Error::not_sent(match attended {
-            true => ErrorKind::Timeout { deadline: limit },
-            false => UNATTENDED,
-        }))
+        let late = Error::not_sent(ErrorKind::Timeout { deadline: limit });
+        Err(roll.into_inner().or_unattended_if_late(late).await)
     }
 
-    /// Connects where the client lives, whatever its caller runs in. Notes in `attended` whether
-    /// that runtime has begun to.
+    /// Connects where the client lives, whatever its caller runs in. Asks besides whether that
+    /// runtime runs, in place of what `roll` has asked.
     async fn connect_at_home(
         shared: &Arc<Shared>,
         connector: &Arc<Connector>,
-        attended: &Arc<AtomicBool>,
+        roll: &Mutex<RollCall>,
     ) -> Result<Self, Error> {
         let runtime = shared.runtime()?;
+        *roll.lock() = shared.attendance.ask(&runtime);
         let (shared, connector) = (Arc::clone(shared), Arc::clone(connector));
-        attended.store(false, Ordering::Relaxed);
-        let begun = Arc::clone(attended);
-        let task = async move {
-            begun.store(true, Ordering::Relaxed);
-            Self::connect(&shared, &connector).await
-        };
+        let task = async move { Self::connect(&shared, &connector).await };
         Owned::new(runtime.spawn(task)).await.unwrap_or_else(|_| {
             let cause = "the runtime in which the client lived has ended".into();
             Err(Error::not_sent(ErrorKind::Lost { cause }))

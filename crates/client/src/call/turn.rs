@@ -11,13 +11,13 @@ use crate::link::Link;
 use crate::link::attendance::RollCall;
 use crate::link::crossing::{CrossingTurn, LinkSet};
 use crate::options::CallOptions;
-use crate::wire::queue::{Gate, UNATTENDED};
+use crate::wire::queue::Gate;
 use crate::wire::words::OUT_OF_STEP;
 use futures_util::future::BoxFuture;
 
 impl Call<'_> {
     /// Waits for the turn of a call, if it has to. See [`crate::link::crossing`].
-    /// Asks besides whether the client's runtime runs, for [`as_it_is`](Self::as_it_is).
+    /// Asks besides whether the client's runtime runs, which others' turns hang on.
     pub(super) async fn take_turn(
         &self,
         roll: &mut Option<RollCall>,
@@ -46,28 +46,6 @@ impl Call<'_> {
         });
         waits.await?;
         Ok(Some(turn))
-    }
-
-    /// Returns the error of a call that has waited for its turn: if its time ran out because the
-    /// client's runtime does not run, it says so.
-    pub(super) async fn as_it_is(error: Error, roll: Option<RollCall>) -> Error {
-        let ran_out = matches!(
-            error.kind(),
-            ErrorKind::Timeout { .. }
-                | ErrorKind::Overloaded {
-                    bound: Bound::Deadline,
-                    ..
-                }
-        );
-        match roll {
-            Some(roll) if ran_out && error.certainty() == Certainty::NotSent => {
-                match roll.answered_by(clock::now()).await {
-                    true => error,
-                    false => Error::not_sent(UNATTENDED),
-                }
-            }
-            _ => error,
-        }
     }
 
     /// Waits until what was submitted to another connection before has been answered.

@@ -50,7 +50,7 @@ pub(crate) use self::reads::keep_measured;
 use self::replicas::Replicas;
 pub(crate) use self::roaming::Roaming;
 use self::routes::Routes;
-pub(crate) use self::scan::{Process, SlotScan, unreadable};
+pub(crate) use self::scan::{Process, SlotScan, may_pass, unreadable};
 pub use self::status::{ClusterStatus, NodeStatus};
 use self::whereabouts::{MemberFacts, Whereabouts};
 use crate::client::Client;

@@ -17,10 +17,11 @@ use steadfast_core::scan::{ClusterScan, ScanQuery, read_scan};
 use steadfast_core::slot::SlotRange;
 
 use super::Client;
-use super::cluster::{Process, SlotScan, unreadable};
+use super::cluster::{Process, SlotScan, may_pass, unreadable};
 use crate::call::plan::{Payload, one};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
+use crate::link::attendance::Silence;
 use crate::options::CallOptions;
 
 /// A scan of all keys. From [`Client::scan_keys`].
@@ -62,6 +63,7 @@ struct OneServer {
     /// The number of times that another process was met.
     begun_again: u32,
     failures: u32,
+    silence: Silence,
 }
 
 /// Between rounds that have brought nothing, and between questions that failed.
@@ -146,7 +148,8 @@ impl KeyScan {
                 None => Course::OneServer(OneServer::default()),
                 Some(_) => {
                     let rounds = self.patience.div_duration_f64(PAUSE).ceil().max(1.0);
-                    Course::Cluster(Box::new(SlotScan::new(&self.query, rounds as u32)))
+                    let scan = SlotScan::new(&self.query, (rounds as u32, self.patience));
+                    Course::Cluster(Box::new(scan))
                 }
             };
         }
@@ -187,13 +190,10 @@ impl KeyScan {
         };
         at.failures += 1;
         let most = self.patience.div_duration_f64(PAUSE).ceil();
+        let silent = at.silence.outlasts(self.patience, failed.as_ref());
         match failed {
-            // Patience is for servers that come back.
-            Some(error)
-                if !error.is_infrastructure()
-                    || matches!(error.kind(), ErrorKind::Runtime { .. })
-                    || f64::from(at.failures) > most =>
-            {
+            // Patience is for what comes back: servers, and a runtime that does not run now.
+            Some(error) if !may_pass(&error) || silent || f64::from(at.failures) > most => {
                 Err(error)
             }
             _ => {
@@ -208,7 +208,7 @@ impl KeyScan {
         let Course::OneServer(at) = &mut self.course else {
             return Ok(false);
         };
-        at.failures = 0;
+        (at.failures, at.silence) = (0, Silence::default());
         if at.process.is_some() && at.process != process {
             // The cursor was that of another.
             at.begun_again += 1;

@@ -59,7 +59,7 @@ pub(crate) struct Shared {
     /// Finds the runtime that the client's tasks live in.
     home: OnceLock<Box<FindRuntime>>,
     /// Whether that runs them.
-    attendance: Attendance,
+    pub(crate) attendance: Attendance,
 }
 
 /// The pause before a task is begun anew that ended.

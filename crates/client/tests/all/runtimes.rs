@@ -1,6 +1,7 @@
 //! C19: whatever kind of call it is, of however many steps: if the client's runtime does not run,
 //! or has ended and there is no other, it ends in time and says so.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
@@ -12,10 +13,13 @@ use steadfast::{CallOptions, Client, ClientBuilder, Error, ReadFrom, ScanQuery};
 use steadfast_drill::process::{Cluster, Redis, Sentinel};
 
 use crate::liveness::{block_on, runtime};
-use crate::support::{cmd, eventually, ms, now};
+use crate::support::{cmd, eventually, ms, now, stand_still};
 
 /// The age of a proof that is asked for.
 const PROOF: Duration = Duration::from_millis(600);
+
+/// Of a scan.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A client, and the address of a server that it knows, if it knows any.
 struct Subject {
@@ -91,11 +95,12 @@ fn long_calls(subject: &Subject) -> Vec<Named<'_>> {
             client.pubsub_for("{k}").ssubscribe("{k}").await
         }),
         named("a scan", async move {
-            let mut scan = client.scan_keys(ScanQuery::default());
+            let mut scan = client.scan_keys(ScanQuery::default()).patience(PATIENCE);
             scan.next().await.transpose()
         }),
         named("a stream", async move {
-            let mut keys = pin!(client.scan_keys(ScanQuery::default()).into_stream());
+            let scan = client.scan_keys(ScanQuery::default()).patience(PATIENCE);
+            let mut keys = pin!(scan.into_stream());
             keys.next().await.transpose()
         }),
     ]
@@ -112,7 +117,9 @@ async fn each_says_so(subjects: &[Subject]) {
     let each = subjects.iter().flat_map(calls).map(async |(kind, call)| {
         let begun = now();
         let said = call.await.expect_err(kind);
-        let says_so = said.starts_with("runtime: ") && said.contains("tokio runtime");
+        // A scan of a cluster names its slots besides.
+        let kind_says_so = ["runtime: ", "uncovered: "].map(|kind| said.starts_with(kind));
+        let says_so = kind_says_so.contains(&true) && said.contains("tokio runtime");
         assert!(says_so, "{kind}: {said}");
         assert!(now() - begun < ms(10_000), "{kind} takes long");
     });
@@ -134,11 +141,7 @@ async fn each_works(subjects: &[Subject]) {
 
 #[test]
 fn c19_a_call_of_any_kind_whose_runtime_does_not_run_or_has_ended_ends_in_time_and_says_so() {
-    let alive = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let alive = driven();
     let (cluster, redis, sentinel) = alive.block_on(async {
         let redis = Redis::start().await.unwrap();
         let sentinel = Sentinel::start(&redis, &[]).await.unwrap();
@@ -167,6 +170,11 @@ fn c19_a_call_of_any_kind_whose_runtime_does_not_run_or_has_ended_ends_in_time_a
     second.block_on(async {
         // By then the last proof is too old.
         tokio::time::sleep(2 * PROOF).await;
+        // A cluster that was never found is down by then. That its runtime is silent is not known
+        // until that has had time for an answer; nobody who may not wait is kept waiting for it.
+        let refused = fresh[3].client.send(&cmd("GET k")).await;
+        assert_eq!(refused.expect_err("nobody looks").label(), "down");
+        tokio::time::sleep(ms(300)).await;
         tokio::join!(each_says_so(&connected), each_says_so(&fresh));
     });
 
@@ -184,4 +192,64 @@ fn c19_a_call_of_any_kind_whose_runtime_does_not_run_or_has_ended_ends_in_time_a
     second.block_on(async {
         tokio::join!(each_works(&connected), each_works(&fresh));
     });
+}
+
+/// A runtime that runs, and one thread of its own.
+fn driven() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().unwrap()
+}
+
+#[test]
+fn c19_a_call_that_had_no_time_is_not_told_that_its_runtime_does_not_run() {
+    let alive = driven();
+    let redis = alive.block_on(Redis::start()).unwrap();
+    for calls in ["MGET a b c d", "BLPOP nothing 0.001"] {
+        for _ in 0..5 {
+            let builder = Client::builder(&redis.url()).unwrap().connections(2);
+            let client = alive.block_on(builder.connect()).unwrap();
+            let hasty = client.with(CallOptions::new().deadline(Duration::from_micros(10)));
+            let kind = block_on(hasty.send(&cmd(calls))).map_err(|error| error.label());
+            assert_ne!(kind, Err("runtime"), "{calls}");
+        }
+    }
+}
+
+#[test]
+fn t13_a_scan_goes_on_after_its_clients_runtime_was_busy() {
+    let alive = driven();
+    let (cluster, redis) = alive.block_on(async {
+        let redis = Redis::start().await.unwrap();
+        (Cluster::shared().await.unwrap(), redis)
+    });
+    let (home, caller) = (driven(), runtime());
+    for url in [redis.url(), cluster.url()] {
+        let keys: BTreeSet<_> = (0..200).map(|n| format!("busy:{n}")).collect();
+        let client = home.block_on(async {
+            let client = Client::builder(&url).unwrap().connect().await.unwrap();
+            for key in &keys {
+                client.send(&cmd(&format!("SET {key} 1"))).await.unwrap();
+            }
+            client
+        });
+        let few = ScanQuery {
+            count: 10,
+            ..ScanQuery::matching("busy:*")
+        };
+        // Its questions end before the runtime goes on.
+        let hasty = CallOptions::new().deadline(ms(150));
+        let scan = client.scan_keys(few).with(hasty).patience(ms(60_000));
+        let mut seen = BTreeSet::new();
+        caller.block_on(async {
+            let mut scan = scan;
+            let mut take = async || {
+                let key = scan.next().await.transpose().unwrap();
+                key.map(|key| seen.insert(String::from_utf8(key).unwrap()))
+            };
+            take().await;
+            home.spawn(async { stand_still(ms(900)) });
+            while take().await.is_some() {}
+        });
+        assert_eq!(seen, keys, "{url}");
+    }
 }

@@ -57,7 +57,12 @@ impl Cluster {
             self.writes.note(payload, true);
         }
         result.inspect_err(|error| {
-            if matches!(error.kind(), ErrorKind::Down { .. }) && error.at().is_none() {
+            // No node has counted it.
+            let of_none = matches!(
+                error.kind(),
+                ErrorKind::Down { .. } | ErrorKind::Runtime { .. }
+            );
+            if of_none && error.at().is_none() {
                 crate::metrics::count_error(error);
             }
         })

@@ -16,8 +16,6 @@ use super::order::CallRoom;
 use super::{Aim, Cluster};
 use crate::clock;
 use crate::error::{Bound, Error, ErrorKind};
-use crate::link::attendance::FOR_A_SIGN;
-use crate::wire::queue::UNATTENDED;
 
 impl Cluster {
     /// Waits for the next answer of a node; false if the time is over before, or the client closes.
@@ -80,8 +78,8 @@ impl Cluster {
     /// for as long as a short interruption may take, from its beginning.
     ///
     /// # Errors
-    /// Nobody serves the slot; or the client's runtime, in which that would be found out, does not
-    /// run.
+    /// Nobody serves the slot; or the client's runtime, in which that would be found out, has been
+    /// silent for long. Whoever may not wait is refused at once all the same.
     pub(super) async fn reach(
         &self,
         slot: Slot,
@@ -100,18 +98,13 @@ impl Cluster {
             if let Some(node) = find()? {
                 return Ok(node);
             }
-            let now = clock::now();
-            if now >= until {
+            if clock::now() >= until {
                 // It may be in a view that is just being taken in.
                 drop(self.taking_in.lock());
                 if let Some(node) = find()? {
                     return Ok(node);
                 }
-                let moment = limits.deadline.min(now + FOR_A_SIGN);
-                return Err(match roll.answered_by(moment).await {
-                    true => self.nobody_serves(slot),
-                    false => Error::not_sent(UNATTENDED),
-                });
+                return Err(roll.or_unattended(self.nobody_serves(slot)).await);
             }
             let _room = self.order.room(limits.room).ok_or_else(no_room)?;
             tokio::select! {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use redis::Value;
 use steadfast_core::conn::Reply;
 use steadfast_core::scan::{ClusterScan, ScanPage, ScanQuery, ScanStep};
-use steadfast_core::slot::SlotRange;
 use steadfast_core::topology::Trigger;
 
 use super::limits::Limits;
@@ -16,6 +15,7 @@ use crate::call::plan::Payload;
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
+use crate::link::attendance::{Silence, is_unattended};
 use crate::options::CallOptions;
 use crate::wire::queue::UNATTENDED;
 
@@ -56,18 +56,36 @@ impl Process {
 pub(crate) struct SlotScan {
     scan: ClusterScan<u16>,
     cause: Option<Arc<str>>,
+    silence: Silence,
+    patience: Duration,
 }
 
 impl SlotScan {
-    /// Begins a scan that gives up after so many rounds in a row without progress.
-    pub(crate) fn new(query: &ScanQuery, rounds: u32) -> Self {
+    /// Begins a scan that gives up after so many rounds in a row without progress, and once the
+    /// client's runtime has not run for so long.
+    pub(crate) fn new(query: &ScanQuery, (rounds, patience): (u32, Duration)) -> Self {
         Self {
             scan: ClusterScan::of(query, rounds),
             cause: None,
+            silence: Silence::default(),
+            patience,
         }
     }
 
-    fn gave_up(&self, slots: &[SlotRange]) -> Error {
+    /// Takes in that a question has failed so.
+    ///
+    /// # Errors
+    /// The client's runtime has not run for longer than the scan is patient.
+    fn failed(&mut self, error: &Error) -> Result<(), Error> {
+        self.cause = Some(error.to_string().into());
+        match self.silence.outlasts(self.patience, Some(error)) {
+            true => Err(self.gave_up()),
+            false => Ok(()),
+        }
+    }
+
+    fn gave_up(&self) -> Error {
+        let slots = self.scan.uncovered().slots;
         let slots: Vec<String> = slots.iter().map(ToString::to_string).collect();
         let kind = ErrorKind::Uncovered {
             slots: slots.join(", ").into(),
@@ -98,30 +116,41 @@ impl Cluster {
         let heard = self.known.lock().heard;
         if heard.is_none() {
             let deadline = Limits::new(self.settings().deadline).deadline;
-            self.reach(self.any_slot(), &Aim::Owner, &Limits::until(deadline))
-                .await?;
+            let limits = Limits::until(deadline);
+            match self.reach(self.any_slot(), &Aim::Owner, &limits).await {
+                Err(error) if !may_pass(&error) => return Err(error),
+                // Then no slot has an owner, and the round brings nothing.
+                Err(error) => course.failed(&error)?,
+                Ok(_) => {}
+            }
         }
         let owner = |slot| self.routes.owner(slot);
         let (node, cursor) = match course.scan.next_step(owner) {
             ScanStep::Ask { node, cursor } => (node, cursor),
             ScanStep::Finished => return Ok(None),
-            ScanStep::GaveUp(missing) => return Err(course.gave_up(&missing.slots)),
+            ScanStep::GaveUp(_) => return Err(course.gave_up()),
             ScanStep::Wait => {
                 self.trigger(Trigger::Doubt);
                 let roll = self.shared.call_roll()?;
                 clock::sleep(pause).await;
-                return match roll.answered_by(clock::now()).await {
-                    true => Ok(Some(Vec::new())),
-                    false => Err(Error::not_sent(UNATTENDED)),
-                };
+                if roll.is_unanswered().await {
+                    course.cause = Some(UNATTENDED.to_string().into());
+                }
+                return Ok(Some(Vec::new()));
             }
         };
         match self.ask_page(node, query, cursor, options).await {
-            Asked::Answered(process, page) => Ok(Some(course.scan.answered(&process, page, owner))),
+            Asked::Answered(process, page) => {
+                course.silence = Silence::default();
+                Ok(Some(course.scan.answered(&process, page, owner)))
+            }
             Asked::Refused(error) => Err(error),
             Asked::Failed(error) => {
-                course.scan.failed();
-                course.cause = Some(error.to_string().into());
+                course.failed(&error)?;
+                // The node is not to blame for a runtime that does not run.
+                if !is_unattended(&error) {
+                    course.scan.failed();
+                }
                 self.trigger(Trigger::Doubt);
                 clock::sleep(pause / 10).await;
                 Ok(Some(Vec::new()))
@@ -148,13 +177,7 @@ impl Cluster {
             .await;
         let exec = match answer {
             Ok(exec) => exec,
-            // Patience is for servers that come back.
-            Err(error)
-                if error.is_infrastructure()
-                    && !matches!(error.kind(), ErrorKind::Runtime { .. }) =>
-            {
-                return Asked::Failed(node.blame(error));
-            }
+            Err(error) if may_pass(&error) => return Asked::Failed(node.blame(error)),
             Err(error) => return Asked::Refused(error),
         };
         // Only if the connection is the same as before is it certain who has answered: it may have
@@ -200,6 +223,16 @@ impl Cluster {
             return Err(error);
         }
         Ok(exec)
+    }
+}
+
+/// Returns whether what has failed so may do better later: patience is for what comes back, servers
+/// and a runtime that does not run now.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Runtime { .. } => is_unattended(error),
+        ErrorKind::Closed => false,
+        _ => error.is_infrastructure(),
     }
 }
 
