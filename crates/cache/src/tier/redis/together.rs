@@ -9,7 +9,8 @@
 //! A task of its own asks, and no reader: nobody can tell whether a reader is still polled. That
 //! task lives in the runtime of all whom it asks for. If it ends without an answer, its readers
 //! hear that at once, and ask for themselves; so they do if the answer is an error of the server,
-//! or is larger than the client takes, which may be due to one of them. What the client says of
+//! or is larger than the client takes, which may be due to one of them. That the server serves
+//! nobody now (it loads its data, say) is no such error. What the client says of
 //! Redis (that it is late, or down) it would have said to each; but in a cluster one of them can
 //! make it late for all, so there it gets a part of the time only. A reply that is too large ends
 //! the connection, and every other call on it: no more ask together than such a client has room
@@ -349,7 +350,7 @@ impl RedisTier {
                 }
             }
             Err(trouble) => {
-                if !matches!(trouble, Some(RedisFailure::Replaced)) {
+                if !trouble.as_ref().is_some_and(RedisFailure::is_of_the_server) {
                     self.together.part(APART);
                 }
                 let part = |reader: &Reader| {
@@ -415,7 +416,14 @@ impl RedisTier {
         }
         pipe.add_command(values);
         let client = self.client.with(asked_within(limit));
-        self.judge(client.send_pipeline(&pipe).await)
+        let answer = client.send_pipeline(&pipe).await;
+        if let Ok(answer) = &answer
+            && let Some(refusal) = refusal_of_the_values(answer)
+        {
+            self.stats.redis_errors.add(1);
+            return Err(refusal);
+        }
+        self.judge(answer)
     }
 
     async fn ask_for_all_by_script(
@@ -452,7 +460,7 @@ impl RedisTier {
         };
         counter.add(1);
         answer.map_err(|error| match error.kind() {
-            ErrorKind::Server(_) => None,
+            ErrorKind::Server(refusal) if !OF_THE_SERVER.contains(&refusal.code()) => None,
             ErrorKind::ReplyTooLarge { .. } => {
                 // Its connection has ended with it, for all that were using it.
                 self.together.part_for_good();
@@ -565,6 +573,29 @@ impl FoundForAll {
     }
 }
 
+/// Returns why the values were refused, if they were. A server that loads its data, or has lost its
+/// primary, tells the time all the same, so the client does not see a refusal of the whole.
+fn refusal_of_the_values(answer: &[Value]) -> Option<Option<RedisFailure>> {
+    let Some(Value::ServerError(refusal)) = answer.last() else {
+        return None;
+    };
+    let failure = RedisFailure::Failed(refusal.clone().into());
+    Some(failure.is_of_the_server().then_some(failure))
+}
+
+impl RedisFailure {
+    /// Whether it is due to the state of the server, and so to none of those who asked together.
+    fn is_of_the_server(&self) -> bool {
+        match self {
+            Self::Replaced => true,
+            Self::Failed(error) => error
+                .code()
+                .is_some_and(|code| OF_THE_SERVER.contains(&code)),
+            _ => false,
+        }
+    }
+}
+
 /// Takes apart what tells the ages, and epoch, watermark and what each reader has named.
 fn take_apart(mut answer: Vec<Value>, readers: &[Reader]) -> Option<(Text, Text, FoundForAll)> {
     let tags: usize = readers.iter().map(|reader| reader.tags.len()).sum();
@@ -635,6 +666,9 @@ impl Drop for Turn {
 fn saturated(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
+
+/// The refusals by which a server says that it serves nobody now.
+const OF_THE_SERVER: [&str; 3] = ["LOADING", "MASTERDOWN", "BUSY"];
 
 /// With so many looks under way it is worth waiting for others: among fewer a task costs more than
 /// it saves.

@@ -4,6 +4,7 @@
 //! seats of a gathering lie side by side in one, and are filled and told under its lock.
 
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -54,32 +55,44 @@ impl<T> Seats<T> {
 
     /// Gives these their answers, and the others none.
     pub(super) fn answer(self, answers: impl Iterator<Item = (usize, T)>) {
+        // Ahead of the lock, so that it is dropped after it.
+        let mut to_wake = ToWake(Vec::new());
         let mut seats = self.0.lock();
-        let mut to_wake = Vec::with_capacity(seats.len());
+        to_wake.0.reserve(seats.len());
         for (number, answer) in answers {
             let Some(seat) = seats.get_mut(number) else {
                 continue;
             };
             if let Seat::Taken(waker) = seat {
-                to_wake.extend(waker.take());
+                to_wake.0.extend(waker.take());
                 *seat = Seat::Answered(answer);
             }
         }
-        drop(seats);
-        to_wake.into_iter().for_each(Waker::wake);
     }
 }
 
 impl<T> Drop for Seats<T> {
     fn drop(&mut self) {
-        let mut to_wake = Vec::new();
+        let mut to_wake = ToWake(Vec::new());
         for seat in &mut *self.0.lock() {
             if let Seat::Taken(waker) = seat {
-                to_wake.extend(waker.take());
+                to_wake.0.extend(waker.take());
                 *seat = Seat::Empty;
             }
         }
-        to_wake.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Those that are woken when this is dropped, each of them, whatever comes in between: what wakes a
+/// reader may be others' code, and a panic in it is no reason why another should wait for ever.
+struct ToWake(Vec<Waker>);
+
+impl Drop for ToWake {
+    fn drop(&mut self) {
+        for waker in self.0.drain(..) {
+            // The panic has been told by its hook.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 }
 
@@ -90,10 +103,12 @@ impl<T> Future for Seated<T> {
         let mut seats = self.seats.lock();
         let answer = match seats.get_mut(self.number) {
             Some(Seat::Taken(waker)) => {
-                match waker {
-                    Some(waker) => waker.clone_from(context.waker()),
-                    None => *waker = Some(context.waker().clone()),
-                }
+                let before = match waker {
+                    Some(waker) if waker.will_wake(context.waker()) => None,
+                    _ => waker.replace(context.waker().clone()),
+                };
+                drop(seats);
+                drop(before); // others' code, which runs under no lock of ours
                 return Poll::Pending;
             }
             Some(seat) => match mem::replace(seat, Seat::Empty) {
@@ -153,5 +168,37 @@ mod tests {
         tokio::task::yield_now().await;
         drop(seats);
         assert_eq!((polled.await.unwrap(), not_polled.await), (None, None));
+    }
+
+    /// What wakes one of the readers panics.
+    #[tokio::test]
+    async fn k3_a_waker_that_panics_keeps_no_other_reader_waiting() {
+        struct Panics;
+        impl std::task::Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                std::panic::panic_any("a waker panics");
+            }
+        }
+        for is_answered in [false, true] {
+            let seats = Seats::with_capacity(3);
+            let mut taken: Vec<_> = (0..3).map(|_| seats.take()).collect();
+            let mut bad = taken.remove(0);
+            let waker = Waker::from(Arc::new(Panics));
+            let polled = Pin::new(&mut bad).poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+            let woken = tokio::spawn(futures_util::future::join_all(taken));
+            tokio::task::yield_now().await;
+            match is_answered {
+                true => seats.answer((0..3).map(|n| (n, n))),
+                false => drop(seats),
+            }
+            let answers = match is_answered {
+                true => [Some(1), Some(2)],
+                false => [None, None],
+            };
+            let limit = std::time::Duration::from_secs(30);
+            let woken = tokio::time::timeout(limit, woken).await;
+            assert_eq!(woken.expect("they wait").unwrap(), answers);
+        }
     }
 }

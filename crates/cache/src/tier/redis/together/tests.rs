@@ -662,3 +662,31 @@ fn k2_large_values_are_asked_for_alone() {
     }
     assert!(together.invites(&wanted(1)));
 }
+
+/// Such a server tells the time all the same.
+#[test]
+fn k2_a_server_that_loads_its_data_is_not_asked_again_by_each_who_asked_together() {
+    let decoded = |reply: &str| {
+        let mut decoder = steadfast_core::resp::Decoder::default();
+        let decoded = decoder.decode(format!("{reply}\r\n").as_bytes());
+        decoded.unwrap().value.unwrap()
+    };
+    let time = decoded("*2\r\n$1\r\n1\r\n$1\r\n2");
+    for (reply, failure) in [
+        (
+            "-LOADING Redis is loading the dataset in memory",
+            Some(true),
+        ),
+        ("-MASTERDOWN Link with MASTER is down", Some(true)),
+        ("-BUSY Redis is busy running a script", Some(true)),
+        ("-NOPERM this user has no permissions", Some(false)),
+        ("*1\r\n$1\r\n1", None),
+    ] {
+        let refusal = refusal_of_the_values(&[time.clone(), decoded(reply)]);
+        assert_eq!(refusal.as_ref().map(Option::is_some), failure, "{reply}");
+        let is_passed_by = refusal
+            .flatten()
+            .is_some_and(|failure| failure.is_of_the_server());
+        assert_eq!(is_passed_by, failure == Some(true), "{reply}");
+    }
+}
