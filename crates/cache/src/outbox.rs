@@ -346,50 +346,60 @@ impl Outbox {
         .await
     }
 
-    /// Bounds the table: makes the first row one that means everything, and takes away what stands
-    /// behind it now. That is done in pieces, each of which stays done, so that a table too long to
-    /// be emptied within the limit is emptied all the same.
-    pub(crate) async fn collapse(&self) -> Result<(), SourceError> {
+    /// Begins to bound the table: makes the first row one that means everything. Returns the number
+    /// of the last row now; what stands between them [may go](Self::collapse).
+    pub(crate) async fn begin_collapse(&self) -> Result<i64, SourceError> {
         self.order_all().await?;
         let newest = "SELECT MAX(id) FROM steadfast_outbox WHERE namespace = ?";
-        let newest: Vec<(Option<i64>,)> = self
-            .within(async {
-                let mut session = self.reserved.reading().await?;
-                let newest = session.fetch(newest, &[&self.namespace]).await?;
-                session.end().await?;
-                Ok(newest)
-            })
-            .await?;
-        let newest = newest.first().and_then(|(id,)| *id).unwrap_or(0);
-        while self.collapse_piece(newest).await? {}
-        Ok(())
+        self.within(async {
+            let mut session = self.reserved.reading().await?;
+            let newest: Vec<(Option<i64>,)> = session.fetch(newest, &[&self.namespace]).await?;
+            session.end().await?;
+            Ok(newest.first().and_then(|(id,)| *id).unwrap_or(0))
+        })
+        .await
     }
 
-    /// Takes away the oldest of the rows up to `newest` that stand behind an order to forget
-    /// everything, which covers them. Says whether there may be more of them.
+    /// Takes away rows up to `newest` that stand behind an order to forget everything, which covers
+    /// them. That is done in pieces, each of which stays done; after `limit` no other is begun.
+    /// Says whether there may be more of them.
+    pub(crate) async fn collapse(&self, newest: i64, limit: Duration) -> Result<bool, SourceError> {
+        let until = clock() + limit;
+        while self.collapse_piece(newest).await? {
+            if clock() >= until {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     async fn collapse_piece(&self, newest: i64) -> Result<bool, SourceError> {
         let oldest = format!(
             "SELECT id, kind FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {}",
             DELETED_AT_ONCE + 1
         );
-        let delete = "DELETE FROM steadfast_outbox WHERE namespace = ? AND id > ? AND id <= ?";
         self.within(async {
             let (mut session, _) = self.locked().await?;
             let oldest: Vec<(i64, String)> = session.fetch(&oldest, &[&self.namespace]).await?;
-            let (first, last) = match (oldest.first(), oldest.last()) {
-                (Some((first, kind)), Some((last, _))) if kind == "all" && first < last => {
-                    (*first, (*last).min(newest))
-                }
-                // Another has delivered the order meanwhile, or nothing is behind it.
-                _ => {
-                    session.rollback().await?;
-                    return Ok(false);
-                }
+            let behind = match oldest.split_first() {
+                Some(((_, kind), behind)) if kind == "all" => behind,
+                // Another has delivered the order meanwhile.
+                _ => &[],
             };
-            let params = [self.param(), Param::Int(first), Param::Int(last)];
-            session.execute(delete, &params).await?;
+            let covered = behind.iter().take_while(|(id, _)| *id <= newest);
+            let covered: Vec<_> = covered.map(|(id, _)| id.to_string()).collect();
+            if covered.is_empty() {
+                session.rollback().await?;
+                return Ok(false);
+            }
+            // By their numbers: MariaDB would have a range wait for what others have not committed.
+            let delete = format!(
+                "DELETE FROM steadfast_outbox WHERE id IN ({})",
+                covered.join(", ")
+            );
+            session.execute(&delete, &[]).await?;
             session.commit().await?;
-            Ok(last < newest)
+            Ok(covered.len() == DELETED_AT_ONCE)
         })
         .await
     }

@@ -43,6 +43,8 @@ pub(crate) struct Relay {
     poll: Duration,
     lag_max: Duration,
     rows_max: i64,
+    /// The last row of those that a full outbox is being rid of.
+    collapsing: parking_lot::Mutex<Option<i64>>,
     wake: Notify,
     rounds: watch::Sender<Rounds>,
     prepared: tokio::sync::OnceCell<()>,
@@ -85,6 +87,7 @@ impl Relay {
             poll: options.poll,
             lag_max: options.lag_max,
             rows_max: options.rows_max,
+            collapsing: parking_lot::Mutex::default(),
             wake: Notify::new(),
             rounds: watch::Sender::default(),
             prepared: tokio::sync::OnceCell::new(),
@@ -276,13 +279,21 @@ impl Relay {
         }
     }
 
+    /// Takes only a moment of each look, which has more to watch than this.
     async fn keep_bound(&self) -> Result<(), SourceError> {
-        if self.outbox.holds_more_than(self.rows_max).await? {
+        let mut begun = *self.collapsing.lock();
+        if begun.is_none() && self.outbox.holds_more_than(self.rows_max).await? {
             tracing::warn!(
                 more_than = self.rows_max,
                 "the outbox is full: its rows are replaced by one that invalidates everything"
             );
-            self.outbox.collapse().await?;
+            begun = Some(self.outbox.begin_collapse().await?);
+            *self.collapsing.lock() = begun;
+        }
+        if let Some(newest) = begun
+            && !self.outbox.collapse(newest, COLLAPSE_SLICE).await?
+        {
+            *self.collapsing.lock() = None;
         }
         Ok(())
     }
@@ -397,6 +408,9 @@ const WHAT: [&str; 2] = ["looked at", "drained"];
 
 const WAITING: &str = "invalidations wait in the outbox";
 const ROLLED_BACK: &str = "the database was rolled back, and everything has yet to be invalidated";
+
+/// A look is rid of rows of a full outbox for so long at most, and one piece of them at least.
+const COLLAPSE_SLICE: Duration = Duration::from_millis(100);
 
 /// A delivery that fails for a reason which does not pass is tried again after so long at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);

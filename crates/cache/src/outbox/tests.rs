@@ -167,14 +167,18 @@ async fn a_relay_that_is_cut_off_stands_in_nobodys_way(url: &str, port: u16) {
 }
 
 #[tokio::test]
-async fn k13_a_relay_that_is_cut_off_stands_in_nobodys_way_on_postgres() {
+async fn k7_k13_neither_a_relay_that_is_cut_off_nor_an_open_transaction_stands_in_the_way_on_postgres()
+ {
     let server = Postgres::start().await.unwrap();
+    a_full_outbox_shrinks_beside_a_transaction_that_is_open(&server.url()).await;
     a_relay_that_is_cut_off_stands_in_nobodys_way(&server.url(), server.port()).await;
 }
 
 #[tokio::test]
-async fn k13_a_relay_that_is_cut_off_stands_in_nobodys_way_on_mariadb() {
+async fn k7_k13_neither_a_relay_that_is_cut_off_nor_an_open_transaction_stands_in_the_way_on_mariadb()
+ {
     let server = MariaDb::start().await.unwrap();
+    a_full_outbox_shrinks_beside_a_transaction_that_is_open(&server.url()).await;
     a_relay_that_is_cut_off_stands_in_nobodys_way(&server.url(), server.port()).await;
 }
 
@@ -189,12 +193,39 @@ async fn k7_a_collapsed_outbox_is_as_old_as_its_oldest_row() {
     tx.execute(long_ago, &[]).await.unwrap();
     tx.insert("test", &[Target::key("b")]).await.unwrap();
     tx.commit().await.unwrap();
-    outbox.collapse().await.unwrap();
+    collapse(&outbox).await.unwrap();
     let glance = outbox.glance().await.unwrap().unwrap();
     assert_eq!(glance.waiting.len(), 1);
     assert!(glance.waiting[0].age_ms >= 60_000, "{glance:?}");
     let batch = outbox.take_batch(10).await.unwrap();
     assert_eq!(batch.targets, [Target::All]);
+}
+
+async fn collapse(outbox: &Outbox) -> Result<(), SourceError> {
+    let newest = outbox.begin_collapse().await?;
+    while outbox.collapse(newest, Duration::ZERO).await? {}
+    Ok(())
+}
+
+/// What a transaction has inserted, and not committed, stands between the rows that may go.
+async fn a_full_outbox_shrinks_beside_a_transaction_that_is_open(url: &str) {
+    let database = database(url);
+    let outbox = outbox(&database).await;
+    let insert = async |key: &str| {
+        let mut tx = database.begin().await.unwrap();
+        tx.insert("test", &[Target::key(key)]).await.unwrap();
+        tx
+    };
+    let open = insert("open").await;
+    for key in ["b", "c"] {
+        insert(key).await.commit().await.unwrap();
+    }
+    collapse(&outbox).await.unwrap();
+    assert!(!outbox.holds_more_than(1).await.unwrap());
+    open.commit().await.unwrap();
+    let batch = outbox.take_batch(10).await.unwrap();
+    assert_eq!(batch.targets, [Target::All, Target::key("open")]);
+    outbox.finish(batch, 3).await.unwrap();
 }
 
 /// A table may have grown so long that a limit of time ends any statement about all of it. What
@@ -213,13 +244,18 @@ async fn k7_a_full_outbox_shrinks_piece_by_piece_though_a_later_piece_fails() {
     tx.execute(refuse, &[]).await.unwrap();
     tx.commit().await.unwrap();
 
-    assert!(outbox.collapse().await.is_err());
+    // One piece for each look that has no more time for it.
+    let newest = outbox.begin_collapse().await.unwrap();
+    assert!(outbox.collapse(newest, Duration::ZERO).await.unwrap());
+    assert!(outbox.holds_more_than(1_999).await.unwrap());
+    assert!(!outbox.holds_more_than(2_000).await.unwrap());
+    assert!(collapse(&outbox).await.is_err());
     assert!(!outbox.holds_more_than(1_000).await.unwrap());
 
     let mut tx = database.begin().await.unwrap();
     tx.execute("DROP TRIGGER refuse", &[]).await.unwrap();
     tx.commit().await.unwrap();
-    outbox.collapse().await.unwrap();
+    collapse(&outbox).await.unwrap();
     let batch = outbox.take_batch(10).await.unwrap();
     assert_eq!(batch.targets, [Target::All]);
 }
