@@ -10,9 +10,9 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::clock;
 
-/// Passes an answer on, and has an error cost its task a turn. A refusal takes no wait: whoever asks
-/// again at once would never leave its thread, on which the task that connects may have to run.
-/// (tokio lets a task go on for 128 such turns; on another executor this does nothing.)
+/// Passes an answer on, and has an error cost its task a turn. A refusal takes no wait: whoever
+/// asks again at once would never leave its thread, on which the task that connects may have to
+/// run. (tokio lets a task go on for 128 such turns; on another executor this does nothing.)
 pub(crate) async fn in_turn<T, E>(answer: Result<T, E>) -> Result<T, E> {
     if answer.is_err() {
         tokio::task::coop::consume_budget().await;

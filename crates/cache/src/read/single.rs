@@ -259,7 +259,8 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
             false => (began, nothing_held),
         };
         let (view, name) = (self.view, self.view.name(&self.key));
-        // What is not needed while the reader looks at Redis is gone by then: so the future is small.
+        // What is not needed while the reader looks at Redis is gone by then: so the future is
+        // small.
         let (job, load) = match self.begin(&name, load, now, nothing_held) {
             Begun::Look(job, load) => (job, load),
             Begun::Answered(answer) => return Ok(answer),
@@ -373,7 +374,8 @@ enum Begun<V, L> {
     Look(Box<Job<V>>, L),
     Answered(Answer<V>),
     Ended(Ending),
-    /// The read waits for a flight, has perhaps something stale meanwhile, and may be within a load.
+    /// The read waits for a flight, has perhaps something stale meanwhile, and may be within a
+    /// load.
     Waiting(Follower, Option<Fallback>, Option<Arc<Loading>>),
 }
 

@@ -12,8 +12,8 @@ use crate::outbox::Glance;
 /// ahead of it, is as old as it says.
 ///
 /// A full outbox is collapsed: the first row takes the place of those that wait. It is told by rows
-/// that are gone though nothing was applied, and the first has waited for as long as they had, which
-/// may be longer than it waited itself.
+/// that are gone though nothing was applied, and the first has waited for as long as they had,
+/// which may be longer than it waited itself.
 #[derive(Default)]
 pub(super) struct LagWatch {
     /// Rows as of the last look, each with the latest moment at which it was certainly not there.

@@ -305,8 +305,8 @@ async fn c18_bytes_left_in_a_frozen_server_are_never_applied_after_a_later_write
     }
 }
 
-/// A refusal takes no wait. Were it to cost its task no turn either, a caller who asks again at once
-/// would keep the one thread of this runtime from the task that has to connect.
+/// A refusal takes no wait. Were it to cost its task no turn either, a caller who asks again at
+/// once would keep the one thread of this runtime from the task that has to connect.
 #[tokio::test]
 async fn c7_a_caller_who_asks_again_at_once_keeps_nobody_from_connecting() {
     let (redis, client) = pair().await;

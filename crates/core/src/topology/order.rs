@@ -40,8 +40,8 @@ pub enum Resubmission {
 /// way: where the slot has come back meanwhile, that one may be running.
 ///
 /// A command is waited for until its own deadline, and not any longer, whoever forgets to end it.
-/// After that others are let through, and it has lost its turn for their keys: if its redirect comes
-/// at last, what has to do with those ends as rejected.
+/// After that others are let through, and it has lost its turn for their keys: if its redirect
+/// comes at last, what has to do with those ends as rejected.
 #[derive(Debug, Default)]
 pub struct SlotGate {
     closed: BTreeMap<Slot, Closed>,

@@ -1,17 +1,17 @@
 //! A part of the memory tier: its entries by the hashes of their keys.
 //!
 //! A look-up takes no lock that others need who look for something else: the lock lies in the same
-//! line of the processor's cache as the slots that it guards, and that line has to be fetched anyway.
-//! Under it nothing runs that others have written: a reader copies out what certainly is none of
-//! theirs, or a reference to the entry. Slots, what tells which of them is the right one, and the
-//! lock lie in one place; with the entry, that is two places in memory.
+//! line of the processor's cache as the slots that it guards, and that line has to be fetched
+//! anyway. Under it nothing runs that others have written: a reader copies out what certainly is
+//! none of theirs, or a reference to the entry. Slots, what tells which of them is the right one,
+//! and the lock lie in one place; with the entry, that is two places in memory.
 //!
 //! Writers have a lock for the whole shard besides, and give that of a line back between any two
-//! steps. What is taken out is handed to the caller, who drops it when no lock is held. Entries that stay never move but in two cases, a
-//! hole that is closed behind one that was taken out, and a larger table. Then each is put into its
-//! new slot before it leaves its old one, and `moves` is counted before and after. A reader that
-//! finds nothing looks again if that count has changed, for it may have looked at the right slots
-//! at the wrong times.
+//! steps. What is taken out is handed to the caller, who drops it when no lock is held. Entries
+//! that stay never move but in two cases, a hole that is closed behind one that was taken out, and
+//! a larger table. Then each is put into its new slot before it leaves its old one, and `moves` is
+//! counted before and after. A reader that finds nothing looks again if that count has changed, for
+//! it may have looked at the right slots at the wrong times.
 
 use std::array;
 use std::hint;

@@ -395,7 +395,8 @@ fn k10_what_stays_is_found_whatever_comes_and_goes_around_it() {
     assert_eq!(shard.len(), 20);
 }
 
-/// All of them belong into one slot, so whenever the first goes, each of the others moves up by one.
+/// All of them belong into one slot, so whenever the first goes, each of the others moves up by
+/// one.
 #[test]
 fn k10_what_moves_up_is_found_at_any_moment() {
     const LAST: u16 = 30;

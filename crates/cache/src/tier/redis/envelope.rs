@@ -12,10 +12,11 @@
 //! which if compressed begins with its full length as `u32`.
 //!
 //! The script that fills adds a *stamp*, which only Redis can know: the moment at which the value
-//! expires, in ms of Redis's own clock, as `u48`, and a `u32` that checks it, the sum of that moment
-//! and the crc32 modulo the greatest prime below 2^32. With it the format version is 3. Without it
-//! (in a cluster, from an earlier program, or if Redis does not tell the time or is older than 7) it
-//! is 2, and how old the value is has to be told by the time that Redis says it has left.
+//! expires, in ms of Redis's own clock, as `u48`, and a `u32` that checks it, the sum of that
+//! moment and the crc32 modulo the greatest prime below 2^32. With it the format version is 3.
+//! Without it (in a cluster, from an earlier program, or if Redis does not tell the time or is
+//! older than 7) it is 2, and how old the value is has to be told by the time that Redis says it
+//! has left.
 
 use std::borrow::Cow;
 use std::time::Duration;

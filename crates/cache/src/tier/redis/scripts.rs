@@ -108,10 +108,10 @@ for i = 3, #KEYS do \
 end \
 return out";
 
-/// A function that gives a value that is to live for so many ms its stamp, if it is to have one: the
-/// moment at which it expires, by this very clock, and a sum to check it by (`envelope.rs`). The
-/// value is one without if Redis may not be asked the time, or is older than 7, which gives itself
-/// away by not telling its version here: its replicas count by their own clocks.
+/// A function that gives a value that is to live for so many ms its stamp, if it is to have one:
+/// the moment at which it expires, by this very clock, and a sum to check it by (`envelope.rs`).
+/// The value is one without if Redis may not be asked the time, or is older than 7, which gives
+/// itself away by not telling its version here: its replicas count by their own clocks.
 macro_rules! stamped {
     () => {
         "\

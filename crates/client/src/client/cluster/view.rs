@@ -1,9 +1,9 @@
 //! The current view of the cluster, and how answers and redirects change where calls go.
 //!
-//! The lock of what is known is held by discovery, by redirects and by the start of a node, never by
-//! a call whose slot has a node. The lock `taking_in` is held while the slots of a view are handed
-//! over, and by a call that finds no owner, so that it sees no half of a view. Whoever takes several
-//! takes them in this order: `taking_in`, the stripes of the order, `known`.
+//! The lock of what is known is held by discovery, by redirects and by the start of a node, never
+//! by a call whose slot has a node. The lock `taking_in` is held while the slots of a view are
+//! handed over, and by a call that finds no owner, so that it sees no half of a view. Whoever takes
+//! several takes them in this order: `taking_in`, the stripes of the order, `known`.
 
 mod naming;
 mod redirects;

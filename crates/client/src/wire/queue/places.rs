@@ -1,12 +1,13 @@
 //! The one place that a call has in a queue, however many parts of it are under way there.
 //!
-//! A call that is divided goes on in parts: what waits for a slot of a cluster does so by itself, and
-//! what is redirected goes alone. Each part is a request of its own, and would count as a call of its
-//! own: one pipeline of many slots could take all places of a node, or be refused for want of them.
+//! A call that is divided goes on in parts: what waits for a slot of a cluster does so by itself,
+//! and what is redirected goes alone. Each part is a request of its own, and would count as a call
+//! of its own: one pipeline of many slots could take all places of a node, or be refused for want
+//! of them.
 //!
-//! A reply frees the place of its request at once, and a share goes only when its caller is polled. Of
-//! a call whose answers are here and whose task does not run yet, each part but one counts as a free
-//! place until then: so many more calls than may can be in flight.
+//! A reply frees the place of its request at once, and a share goes only when its caller is polled.
+//! Of a call whose answers are here and whose task does not run yet, each part but one counts as a
+//! free place until then: so many more calls than may can be in flight.
 
 use std::collections::BTreeMap;
 
