@@ -180,10 +180,10 @@ impl Call<'_> {
             ..AttemptHistory::default()
         };
         let mut began = self.started;
-        let mut roll = None;
+        let mut probe = None;
         let mut turn = Ok(None);
         if self.shared.links.len() > 1 && self.link.is_some() {
-            turn = self.take_turn(&mut roll).await;
+            turn = self.take_turn(&mut probe).await;
         }
         let result = match turn {
             Ok(turn) => {
@@ -199,8 +199,8 @@ impl Call<'_> {
             Ok(reply) => return Ok(reply),
             Err(error) => error,
         };
-        if let Some(roll) = roll {
-            error = Box::pin(roll.or_unattended_if_late(error)).await;
+        if let Some(probe) = probe {
+            error = Box::pin(probe.or_unattended_if_late(error)).await;
         }
         crate::metrics::count_error(&error);
         Err(error)
@@ -458,14 +458,14 @@ async fn wait_for_proof(
     if effect == Effect::Read || known.is_proven(within, clock::now()) && known.nobody_waits() {
         return Ok(None);
     }
-    let roll = shared.call_roll()?;
+    let probe = shared.probe_liveness()?;
     let grace = shared.settings.reconnect_grace;
     if let Some(place) = Box::pin(known.proven(within, grace, deadline)).await {
         return Ok(Some(place));
     }
     let age = known.proof_age(clock::now());
     let unproven = Error::not_sent(ErrorKind::Unproven { within, age });
-    Err(roll.or_unattended(unproven).await)
+    Err(probe.or_unattended(unproven).await)
 }
 
 fn deadline_infeasible(retry_after: Duration) -> Error {

@@ -40,7 +40,7 @@ use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::pubsub::PubSub;
 use crate::session::Session;
-use crate::task::in_turn;
+use crate::task::cooperatively;
 
 /// A Redis client that survives outages. See the [crate's documentation](crate).
 ///
@@ -190,7 +190,7 @@ impl Client {
     }
 
     async fn send_with(&self, cmd: &Cmd, options: &CallOptions) -> Result<Value, Error> {
-        one(in_turn(self.run(Payload::Command(cmd), options).await).await?)
+        one(cooperatively(self.run(Payload::Command(cmd), options).await).await?)
     }
 
     async fn send_pipeline_with(
@@ -202,7 +202,7 @@ impl Client {
             return Ok(Vec::new());
         }
         let replies = self.run(Payload::Pipeline(pipeline), options).await;
-        Ok(many(in_turn(replies).await?))
+        Ok(many(cooperatively(replies).await?))
     }
 
     async fn run(
@@ -262,7 +262,7 @@ impl Client {
     /// # Errors
     /// It could not be opened.
     pub async fn session(&self) -> Result<Session, Error> {
-        in_turn(self.open_session().await).await
+        cooperatively(self.open_session().await).await
     }
 
     async fn open_session(&self) -> Result<Session, Error> {
@@ -291,7 +291,7 @@ impl Client {
         let Some(cluster) = &self.inner.cluster else {
             return self.session().await;
         };
-        let owner = in_turn(cluster.owner_of(Slot::of_key(key.as_ref())).await).await?;
+        let owner = cooperatively(cluster.owner_of(Slot::of_key(key.as_ref())).await).await?;
         let session = Box::pin(owner.session()).await?;
         Ok(session.noted_in(cluster.writes()))
     }

@@ -1,12 +1,12 @@
 //! State that outlives a single socket: one [`Link`] per configured connection.
 
 pub(crate) mod alive;
-pub(crate) mod attendance;
 pub(crate) mod connect;
 pub(crate) mod crossing;
 pub(crate) mod driver;
 pub(crate) mod fence;
 pub(crate) mod following;
+pub(crate) mod liveness;
 pub(crate) mod rotation;
 pub(crate) mod shared;
 pub(crate) mod supervisor;

@@ -27,7 +27,7 @@ use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
 use crate::target::Address;
-use crate::task::in_turn;
+use crate::task::cooperatively;
 use crate::wire::queue::UNATTENDED;
 
 /// An event of a subscriber.
@@ -392,6 +392,6 @@ impl PubSubControl {
                 };
                 Err(Error::new(kind, Certainty::Unknown))
             });
-        in_turn(ended).await
+        cooperatively(ended).await
     }
 }

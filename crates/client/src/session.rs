@@ -10,7 +10,7 @@ use crate::call::plan::Payload;
 use crate::error::Error;
 use crate::options::CallOptions;
 use crate::own_writes::OwnWrites;
-use crate::task::in_turn;
+use crate::task::cooperatively;
 
 /// A connection of one's own, from [`Client::session`](crate::Client::session). Clones share it. It
 /// is not replaced when it is lost: what it was in the middle of is lost with it, and every later
@@ -74,7 +74,7 @@ impl Session {
         self.note(payload, false);
         let answer = self.connection.send(cmd, &self.options).await;
         self.note(payload, true);
-        in_turn(answer).await
+        cooperatively(answer).await
     }
 
     /// Sends a pipeline or transaction and returns all its replies in order, as
@@ -87,7 +87,7 @@ impl Session {
         self.note(payload, false);
         let answers = self.connection.send_pipeline(pipeline, &self.options).await;
         self.note(payload, true);
-        in_turn(answers).await
+        cooperatively(answers).await
     }
 
     fn note(&self, payload: Payload<'_>, ended: bool) {

@@ -13,7 +13,7 @@ use crate::clock;
 /// Passes an answer on, and has an error cost its task a turn. A refusal takes no wait: whoever
 /// asks again at once would never leave its thread, on which the task that connects may have to
 /// run. (tokio lets a task go on for 128 such turns; on another executor this does nothing.)
-pub(crate) async fn in_turn<T, E>(answer: Result<T, E>) -> Result<T, E> {
+pub(crate) async fn cooperatively<T, E>(answer: Result<T, E>) -> Result<T, E> {
     if answer.is_err() {
         tokio::task::coop::consume_budget().await;
     }

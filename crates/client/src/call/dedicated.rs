@@ -20,11 +20,11 @@ use crate::call::plan::{Payload, Plan, many, one};
 use crate::clock;
 use crate::error::connect::ConnectError;
 use crate::error::{Error, ErrorKind};
-use crate::link::attendance::RollCall;
 use crate::link::connect::{self, Connector};
 use crate::link::driver::{Driver, Finished, Signal};
 use crate::link::fence::{FENCE_AGAIN, FenceOnDrop};
 use crate::link::following::{Parting, Tie};
+use crate::link::liveness::LivenessProbe;
 use crate::link::rotation::Rotation;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
@@ -66,13 +66,13 @@ impl Dedicated {
     ) -> Result<Self, Error> {
         let began = clock::now();
         let mut rng = shared.rng();
-        let roll = Mutex::new(shared.call_roll()?);
+        let probe = Mutex::new(shared.probe_liveness()?);
         let opening = async {
             let mut attempt = 0;
             loop {
                 attempt += 1;
                 believed_up(shared).await?;
-                let error = match Self::connect_at_home(shared, connector, &roll).await {
+                let error = match Self::connect_at_home(shared, connector, &probe).await {
                     Ok(connection) => return Ok(connection),
                     Err(error) => error,
                 };
@@ -89,18 +89,18 @@ impl Dedicated {
         }
         // It may have waited for an interruption to end, which nobody ends.
         let late = Error::not_sent(ErrorKind::Timeout { deadline: limit });
-        Err(roll.into_inner().or_unattended_if_late(late).await)
+        Err(probe.into_inner().or_unattended_if_late(late).await)
     }
 
     /// Connects where the client lives, whatever its caller runs in. Asks besides whether that
-    /// runtime runs, in place of what `roll` has asked.
+    /// runtime runs, in place of what `probe` has asked.
     async fn connect_at_home(
         shared: &Arc<Shared>,
         connector: &Arc<Connector>,
-        roll: &Mutex<RollCall>,
+        probe: &Mutex<LivenessProbe>,
     ) -> Result<Self, Error> {
         let runtime = shared.runtime()?;
-        *roll.lock() = shared.attendance.ask(&runtime);
+        *probe.lock() = shared.liveness.ask(&runtime);
         let (shared, connector) = (Arc::clone(shared), Arc::clone(connector));
         let task = async move { Self::connect(&shared, &connector).await };
         Owned::new(runtime.spawn(task)).await.unwrap_or_else(|_| {

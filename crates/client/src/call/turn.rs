@@ -8,8 +8,8 @@ use super::{AttemptHistory, Call, Carried};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
-use crate::link::attendance::RollCall;
 use crate::link::crossing::{CrossingTurn, LinkSet};
+use crate::link::liveness::LivenessProbe;
 use crate::options::CallOptions;
 use crate::wire::queue::Gate;
 use crate::wire::words::OUT_OF_STEP;
@@ -20,7 +20,7 @@ impl Call<'_> {
     /// Asks besides whether the client's runtime runs, which others' turns hang on.
     pub(super) async fn take_turn(
         &self,
-        roll: &mut Option<RollCall>,
+        probe: &mut Option<LivenessProbe>,
     ) -> Result<Option<CrossingTurn<'_>>, Error> {
         let (crossings, route) = (&self.shared.crossings, self.plan.route);
         if crossings.len() >= self.shared.settings.in_flight {
@@ -32,7 +32,7 @@ impl Call<'_> {
         let Some(turn) = crossings.join(route.links, route.crosses, self.deadline) else {
             return Ok(None);
         };
-        *roll = Some(self.shared.call_roll()?);
+        *probe = Some(self.shared.probe_liveness()?);
         // Of a type that is named, as in `Client::run`.
         let waits: BoxFuture<'_, Result<_, Error>> = Box::pin(async {
             clock::timeout_at(self.deadline, turn.reached())

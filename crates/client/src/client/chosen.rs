@@ -10,7 +10,7 @@ use super::Client;
 use crate::call::plan::{Payload, many, one};
 use crate::error::{Error, ErrorKind};
 use crate::options::CallOptions;
-use crate::task::in_turn;
+use crate::task::cooperatively;
 
 /// A server that a client knows, by its address. From [`Client::node`].
 ///
@@ -84,7 +84,7 @@ impl NodeClient {
     /// # Errors
     /// As [`Client::send`]; [`ErrorKind::UnknownNode`] if nobody knows the address.
     pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
-        one(in_turn(self.run(Payload::Command(cmd)).await).await?)
+        one(cooperatively(self.run(Payload::Command(cmd)).await).await?)
     }
 
     /// Sends a pipeline or transaction and returns all its replies in order, as
@@ -97,7 +97,7 @@ impl NodeClient {
             return Ok(Vec::new());
         }
         let replies = self.run(Payload::Pipeline(pipeline)).await;
-        Ok(many(in_turn(replies).await?))
+        Ok(many(cooperatively(replies).await?))
     }
 
     async fn run(&self, payload: Payload<'_>) -> Result<Reply, Error> {

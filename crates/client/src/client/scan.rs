@@ -21,7 +21,7 @@ use super::cluster::{Process, SlotScan, may_pass, unreadable};
 use crate::call::plan::{Payload, one};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::link::attendance::Silence;
+use crate::link::liveness::Silence;
 use crate::options::CallOptions;
 
 /// A scan of all keys. From [`Client::scan_keys`].

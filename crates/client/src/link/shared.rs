@@ -14,11 +14,11 @@ use crate::error::connect::ConnectError;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::EventKind;
 use crate::event::hub::Hub;
-use crate::link::attendance::{Attendance, RollCall};
 use crate::link::connect::{Location, MARGIN};
 use crate::link::crossing::Crossings;
 use crate::link::fence::Fences;
 use crate::link::following::Following;
+use crate::link::liveness::{Liveness, LivenessProbe};
 use crate::link::rotation::InForce;
 use crate::link::{ConnectionState, Link};
 use crate::metrics::Metrics;
@@ -59,7 +59,7 @@ pub(crate) struct Shared {
     /// Finds the runtime that the client's tasks live in.
     home: OnceLock<Box<FindRuntime>>,
     /// Whether that runs them.
-    pub(crate) attendance: Attendance,
+    pub(crate) liveness: Liveness,
 }
 
 /// The pause before a task is begun anew that ended.
@@ -129,7 +129,7 @@ impl Shared {
             },
             closing: watch::Sender::new(false),
             home: OnceLock::new(),
-            attendance: Attendance::default(),
+            liveness: Liveness::default(),
             settings,
         })
     }
@@ -159,8 +159,8 @@ impl Shared {
     ///
     /// # Errors
     /// As [`runtime`](Self::runtime).
-    pub(crate) fn call_roll(&self) -> Result<RollCall, Error> {
-        Ok(self.attendance.call_roll(&self.runtime()?))
+    pub(crate) fn probe_liveness(&self) -> Result<LivenessProbe, Error> {
+        Ok(self.liveness.probe_liveness(&self.runtime()?))
     }
 
     /// Lets nothing new begin.

@@ -3,7 +3,7 @@
 mod answers;
 mod apart;
 mod ending;
-mod outlook;
+mod next_round;
 mod round;
 mod sending;
 
@@ -43,7 +43,7 @@ type Suspicions = BTreeMap<Slot, Suspicion>;
 type PipelinePart = NodePart<Option<u16>>;
 
 /// A pipeline on its way.
-struct Voyage<'a> {
+struct PipelineRun<'a> {
     cluster: &'a Cluster,
     pipeline: &'a Pipeline,
     plan: Plan,
@@ -105,7 +105,7 @@ impl Cluster {
         let split =
             SplitPipeline::<Error>::new(pipeline, options.divide_mset).map_err(indivisible)?;
         let any = split.slots().next().unwrap_or_else(|| self.any_slot());
-        let mut voyage = Voyage {
+        let mut whole = PipelineRun {
             cluster: self,
             pipeline,
             plan,
@@ -125,24 +125,24 @@ impl Cluster {
             waits: 0,
             has_waited: false,
         };
-        let nothing = voyage.split.emptied();
-        let mut parts = voyage.line_up();
+        let nothing = whole.split.emptied();
+        let mut parts = whole.line_up();
         let course = match parts.is_empty() {
-            true => voyage.run().await,
+            true => whole.run().await,
             false => {
-                parts.push(voyage);
+                parts.push(whole);
                 Course::Parts(parts)
             }
         };
         let split = match course {
             Course::Ended(split) => split,
-            Course::Parts(parts) => Box::pin(Voyage::run_apart(nothing, parts)).await,
+            Course::Parts(parts) => Box::pin(PipelineRun::run_apart(nothing, parts)).await,
         };
         split.finish().map(Reply::Many).map_err(failed)
     }
 }
 
-impl<'a> Voyage<'a> {
+impl<'a> PipelineRun<'a> {
     async fn run(mut self) -> Course<'a> {
         if !self.unknown.is_empty() {
             Box::pin(self.wait_for_the_unknown()).await;

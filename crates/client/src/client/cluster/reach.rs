@@ -91,7 +91,7 @@ impl Cluster {
             return Ok(node);
         }
         self.trigger(Trigger::Doubt);
-        let roll = self.shared.call_roll()?;
+        let probe = self.shared.probe_liveness()?;
         let until = self.waits_until(slot, aim, limits);
         let mut version = self.version.subscribe();
         loop {
@@ -104,7 +104,7 @@ impl Cluster {
                 if let Some(node) = find()? {
                     return Ok(node);
                 }
-                return Err(roll.or_unattended(self.nobody_serves(slot)).await);
+                return Err(probe.or_unattended(self.nobody_serves(slot)).await);
             }
             let _room = self.order.room(limits.room).ok_or_else(no_room)?;
             tokio::select! {

@@ -15,7 +15,7 @@ use crate::call::plan::Payload;
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::link::attendance::{Silence, is_unattended};
+use crate::link::liveness::{Silence, is_unattended};
 use crate::options::CallOptions;
 use crate::wire::queue::UNATTENDED;
 
@@ -131,9 +131,9 @@ impl Cluster {
             ScanStep::GaveUp(_) => return Err(course.gave_up()),
             ScanStep::Wait => {
                 self.trigger(Trigger::Doubt);
-                let roll = self.shared.call_roll()?;
+                let probe = self.shared.probe_liveness()?;
                 clock::sleep(pause).await;
-                if roll.is_unanswered().await {
+                if probe.is_unanswered().await {
                     course.cause = Some(UNATTENDED.to_string().into());
                 }
                 return Ok(Some(Vec::new()));

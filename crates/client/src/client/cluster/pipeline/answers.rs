@@ -11,9 +11,9 @@ use steadfast_core::split::Failed;
 use steadfast_core::split::pipeline::{SplitPipeline, Terms};
 use steadfast_core::topology::Trigger;
 
-use super::outlook::{Outlook, is_served_by_nobody};
+use super::next_round::{NextRound, is_served_by_nobody};
 use super::round::Round;
-use super::{Aims, Voyage, Whole};
+use super::{Aims, PipelineRun, Whole};
 use crate::call::Suspicion;
 use crate::client::cluster::Cluster;
 use crate::client::cluster::reach::is_for_want_of_a_primary;
@@ -98,7 +98,7 @@ impl Round {
     }
 }
 
-impl<'a> Voyage<'a> {
+impl<'a> PipelineRun<'a> {
     /// Takes in what nodes have answered; false if nothing is sent again.
     pub(super) async fn take_in(
         &mut self,
@@ -112,7 +112,7 @@ impl<'a> Voyage<'a> {
             }
             return round.holds;
         }
-        let mut next = Outlook::default();
+        let mut next = NextRound::default();
         let answers = round.parts.iter().zip(answers);
         let answers =
             answers.flat_map(|(part, answers)| answers.into_iter().map(move |one| (part, one)));
@@ -171,7 +171,7 @@ impl<'a> Voyage<'a> {
     }
 
     /// Gets what waits ready to be sent again; false if there is no time for that.
-    async fn gets_ready(&mut self, mut next: Outlook) -> bool {
+    async fn gets_ready(&mut self, mut next: NextRound) -> bool {
         let any = self.any;
         let waiting = self.split.waiting_slots();
         let waiting: BTreeSet<Slot> = waiting.map(|slot| slot.unwrap_or(any)).collect();

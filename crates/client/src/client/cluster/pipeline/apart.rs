@@ -10,7 +10,7 @@ use steadfast_core::slot::Slot;
 use steadfast_core::split::pipeline::SplitPipeline;
 
 use super::round::{keys_of, slot_led_to};
-use super::{Turns, Voyage};
+use super::{PipelineRun, Turns};
 use crate::client::cluster::Aim;
 use crate::client::cluster::order::{Entry, NOBODY, Places};
 use crate::clock;
@@ -20,10 +20,10 @@ use crate::error::Error;
 pub(super) enum Course<'a> {
     Ended(SplitPipeline<'a, Error>),
     /// What waits goes apart from what does not, each of its slots by itself.
-    Parts(Vec<Voyage<'a>>),
+    Parts(Vec<PipelineRun<'a>>),
 }
 
-impl<'a> Voyage<'a> {
+impl<'a> PipelineRun<'a> {
     /// Takes its place among the calls that wait for somebody to serve their slots, if nobody is
     /// known who does: they are sent in the order in which they came. Where that is so of some of
     /// its slots only, returns what belongs to those, a part of each: the rest does not wait.

@@ -6,11 +6,11 @@ use steadfast_core::slot::Slot;
 use steadfast_core::split::Failed;
 use steadfast_core::split::pipeline::{CommandOutcome, PipelineFailed};
 
-use super::Voyage;
+use super::PipelineRun;
 use crate::client::cluster::order::{LostKeys, Slots};
 use crate::error::{Certainty, Error, ErrorKind};
 
-impl<'a> Voyage<'a> {
+impl<'a> PipelineRun<'a> {
     /// Ends what is to be sent of these slots, and is not after all. Of what was sent in an earlier
     /// round that is remembered.
     pub(super) fn end_in(&mut self, slots: &[Slot], error: &Error) {

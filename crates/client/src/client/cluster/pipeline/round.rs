@@ -9,7 +9,7 @@ use steadfast_core::redirect::Routing;
 use steadfast_core::slot::{KeySet, Slot};
 use steadfast_core::split::pipeline::{SplitPipeline, Target};
 
-use super::{Aims, PipelinePart, Turns, Voyage};
+use super::{Aims, PipelinePart, PipelineRun, Turns};
 use crate::client::cluster::order::{Entry, NOBODY};
 use crate::client::cluster::{Aim, Cluster};
 use crate::error::Error;
@@ -44,7 +44,7 @@ impl Round {
     }
 }
 
-impl<'a> Voyage<'a> {
+impl<'a> PipelineRun<'a> {
     /// Divides what is to be sent by the nodes that it goes to now.
     pub(super) fn next_round(&mut self) -> Round {
         self.end_where_abandoned();

@@ -16,7 +16,7 @@ use steadfast_core::split::{Failed, Portion};
 use super::answers::Answer;
 use super::ending::not_sent_for;
 use super::round::Round;
-use super::{PipelinePart, Voyage, Whole};
+use super::{PipelinePart, PipelineRun, Whole};
 use crate::call::Suspicion;
 use crate::call::plan::{Payload, Plan};
 use crate::client::cluster::Cluster;
@@ -46,7 +46,7 @@ pub(super) enum RoundSent {
 /// which connections have ended at it.
 pub(super) type Tried = (Result<Vec<Value>, Failed<Error>>, bool, Suspicion);
 
-impl<'a> Voyage<'a> {
+impl<'a> PipelineRun<'a> {
     pub(super) async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
         let (cluster, limits) = (self.cluster, self.limits);
         let Round {
@@ -311,7 +311,7 @@ mod tests {
         size_of::<F>()
     }
 
-    fn size_of_run<'a, F: Future>(_: impl FnOnce(Voyage<'a>) -> F) -> usize {
+    fn size_of_run<'a, F: Future>(_: impl FnOnce(PipelineRun<'a>) -> F) -> usize {
         size_of::<F>()
     }
 
@@ -320,7 +320,7 @@ mod tests {
         let in_turn = size_of_sent(|at, part, whole, times| at.send_in_turn(part, whole, times));
         let sent = size_of_sent(|at, part, whole, times| at.send_part(part, whole, times));
         assert!(in_turn < 256, "{in_turn} bytes, and when it is sent {sent}");
-        let run = size_of_run(Voyage::run);
+        let run = size_of_run(PipelineRun::run);
         assert!(run < 3_000, "{run} bytes: the design page says 2.5 KB");
     }
 }

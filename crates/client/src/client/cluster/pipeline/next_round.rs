@@ -14,7 +14,7 @@ use steadfast_core::split::Failed;
 use steadfast_core::topology::Trigger;
 
 use super::round::Round;
-use super::{Aims, Voyage};
+use super::{Aims, PipelineRun};
 use crate::client::cluster::Aim;
 use crate::client::cluster::node::may_go_on;
 use crate::client::cluster::reach::{is_for_want_of_a_primary, no_room, pause_before_trying_again};
@@ -23,7 +23,7 @@ use crate::error::{Certainty, Error, ErrorKind};
 
 /// The way on after a round.
 #[derive(Default)]
-pub(super) struct Outlook {
+pub(super) struct NextRound {
     /// Where redirects lead to, and those whose node was left.
     pub(super) aims: Aims,
     /// Whether something is tried again after a pause.
@@ -34,7 +34,7 @@ pub(super) struct Outlook {
     pub(super) unserved: BTreeSet<Slot>,
 }
 
-impl Voyage<'_> {
+impl PipelineRun<'_> {
     /// Takes in that commands were not answered by a node.
     pub(super) fn take_in_failure(
         &mut self,
@@ -42,7 +42,7 @@ impl Voyage<'_> {
         units: &[usize],
         failed: Failed<Error>,
         round: &Round,
-        next: &mut Outlook,
+        next: &mut NextRound,
     ) {
         self.cluster.doubt_after(&failed.error);
         if let ErrorKind::Server(said) = failed.error.kind()
@@ -130,7 +130,7 @@ impl Voyage<'_> {
     ///
     /// # Errors
     /// There is no time or room for it.
-    pub(super) async fn wait_before(&mut self, next: &Outlook) -> Result<(), Error> {
+    pub(super) async fn wait_before(&mut self, next: &NextRound) -> Result<(), Error> {
         let (cluster, limits) = (self.cluster, self.limits);
         if clock::now() >= limits.deadline {
             return Err(limits.timed_out(Certainty::NotSent));

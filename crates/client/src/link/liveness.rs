@@ -25,7 +25,7 @@ const LATELY: Duration = Duration::from_secs(1);
 
 /// The signs of a runtime that it runs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Attendance(Arc<watch::Sender<Signs>>);
+pub(crate) struct Liveness(Arc<watch::Sender<Signs>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Signs {
@@ -36,14 +36,14 @@ struct Signs {
 
 /// A question whether a runtime runs, by somebody who is about to wait.
 #[derive(Debug)]
-pub(crate) struct RollCall {
-    attendance: Attendance,
+pub(crate) struct LivenessProbe {
+    liveness: Liveness,
     called_at: Instant,
 }
 
-impl Attendance {
+impl Liveness {
     /// Asks whether this runtime runs, unless it has just shown it.
-    pub(crate) fn call_roll(&self, runtime: &Handle) -> RollCall {
+    pub(crate) fn probe_liveness(&self, runtime: &Handle) -> LivenessProbe {
         let now = clock::now();
         let ran_at = self.0.borrow().ran_at;
         if ran_at.is_some_and(|at| now.saturating_duration_since(at) < LATELY) {
@@ -53,7 +53,7 @@ impl Attendance {
     }
 
     /// Asks it in any case.
-    pub(crate) fn ask(&self, runtime: &Handle) -> RollCall {
+    pub(crate) fn ask(&self, runtime: &Handle) -> LivenessProbe {
         let now = clock::now();
         let asks = self.0.send_if_modified(|signs| {
             let asks = signs.asked_at.is_none();
@@ -67,20 +67,20 @@ impl Attendance {
         self.called(now)
     }
 
-    fn called(&self, now: Instant) -> RollCall {
-        RollCall {
-            attendance: self.clone(),
+    fn called(&self, now: Instant) -> LivenessProbe {
+        LivenessProbe {
+            liveness: self.clone(),
             called_at: now,
         }
     }
 }
 
-impl RollCall {
+impl LivenessProbe {
     /// Returns whether a question, of whomever, has had no answer for so long that the runtime does
     /// not run. One whose time has passed while the whole process stood still is given another
     /// moment.
     pub(crate) async fn is_unanswered(&self) -> bool {
-        let signs = &self.attendance.0;
+        let signs = &self.liveness.0;
         let asked_at = signs.borrow().asked_at;
         let long_ago = |at| clock::now().saturating_duration_since(at) >= FOR_A_SIGN;
         if !asked_at.is_some_and(long_ago) {
@@ -147,7 +147,7 @@ pub(crate) fn is_unattended(error: &Error) -> bool {
 }
 
 /// A task that is to answer. Dropped with its runtime, it makes room for the next.
-struct Asked(Attendance);
+struct Asked(Liveness);
 
 impl Asked {
     fn answer(self) {
@@ -187,10 +187,10 @@ mod tests {
     #[test]
     fn c19_a_runtime_that_nobody_drives_is_told_from_one_that_runs_and_from_one_that_has_ended() {
         let (asks, asked) = (runtime(), runtime());
-        let attendance = Attendance::default();
-        let call = |of: &Runtime| attendance.call_roll(of.handle());
-        let is_blamed = |roll: &RollCall| {
-            let said = asks.block_on(roll.or_unattended_if_late(timed_out()));
+        let liveness = Liveness::default();
+        let call = |of: &Runtime| liveness.probe_liveness(of.handle());
+        let is_blamed = |probe: &LivenessProbe| {
+            let said = asks.block_on(probe.or_unattended_if_late(timed_out()));
             is_unattended(&said)
         };
         let waiting = [call(&asked), call(&asked)];
@@ -206,26 +206,26 @@ mod tests {
                 retry_after: Duration::from_secs(7),
             })
         };
-        let said = |roll: &RollCall, bound| {
-            let said = asks.block_on(roll.or_unattended_if_late(refused(bound)));
+        let said = |probe: &LivenessProbe, bound| {
+            let said = asks.block_on(probe.or_unattended_if_late(refused(bound)));
             is_unattended(&said)
         };
         assert!(!said(&late, Bound::Deadline), "it was refused at once");
         assert!(said(&waiting[1], Bound::Deadline), "it was not");
         assert!(!said(&waiting[1], Bound::InFlight), "for another reason");
         asked.block_on(tokio::task::yield_now());
-        for roll in &waiting {
-            assert!(!is_blamed(roll), "it was driven");
+        for probe in &waiting {
+            assert!(!is_blamed(probe), "it was driven");
         }
         let lately = call(&asked);
         assert_eq!(asked.metrics().num_alive_tasks(), 0, "it ran a moment ago");
         assert!(!is_blamed(&lately));
 
-        let attendance = Attendance::default();
+        let liveness = Liveness::default();
         let gone = runtime();
-        let before = attendance.call_roll(gone.handle());
+        let before = liveness.probe_liveness(gone.handle());
         drop(gone);
-        let after = attendance.call_roll(asked.handle());
+        let after = liveness.probe_liveness(asked.handle());
         assert_eq!(asked.metrics().num_alive_tasks(), 1, "another is asked");
         assert!(!is_blamed(&before), "of the other it is not known");
         asked.block_on(tokio::task::yield_now());
@@ -241,11 +241,11 @@ mod tests {
             .expect("there is room");
         let asks = runtime();
         for busy in [false, true] {
-            let attendance = Attendance::default();
+            let liveness = Liveness::default();
             let hold = Duration::from_millis(if busy { 20 } else { 0 });
             let held = asked.spawn(async move { stand_still(hold) });
-            let roll = attendance.call_roll(asked.handle());
-            let blamed = roll.or_unattended(timed_out());
+            let probe = liveness.probe_liveness(asked.handle());
+            let blamed = probe.or_unattended(timed_out());
             let told = match busy {
                 true => asks.block_on(blamed),
                 false => futures_util::FutureExt::now_or_never(blamed).expect("it does not wait"),
@@ -254,11 +254,11 @@ mod tests {
             asks.block_on(held).expect("it sleeps");
         }
         // What the process has slept through is not the runtime's silence.
-        let attendance = Attendance::default();
+        let liveness = Liveness::default();
         let told = asks.block_on(async {
-            let roll = attendance.call_roll(asks.handle());
+            let probe = liveness.probe_liveness(asks.handle());
             stand_still(FOR_A_SIGN);
-            roll.or_unattended(timed_out()).await
+            probe.or_unattended(timed_out()).await
         });
         assert!(!is_unattended(&told));
     }
