@@ -84,7 +84,7 @@ pub trait Subject: Send + Sync {
     /// cut). Must take effect at once.
     fn database_fault(&self, fault: DatabaseFault);
 
-    /// Counts since the start, and the states now. Cheap: asked ten times a second.
+    /// Counts since the start, and the states now. Cheap: asked a hundred times a second.
     fn facts(&self) -> Facts;
 
     /// Ends every task and connection of the subject. The lab allows it 5 s, then drops it.

@@ -9,8 +9,7 @@ use steadfast_core::slot::{Slot, SlotRange};
 use super::{Cluster, ClusterNode, failed};
 use crate::process::ProcessError;
 
-/// The roles and slots of all nodes. Where nodes are does not belong to
-/// it.
+/// The roles and slots of all nodes. Where nodes are does not belong to it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Layout {
     /// The nodes by their ids.
