@@ -3,6 +3,10 @@
 //! `cargo bench -p steadfast-cache`. The figures to compare are those of one run on one machine.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "beside/memory.rs"]
+mod memory;
+
+use std::cell::Cell;
 use std::hash::BuildHasher;
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -15,7 +19,12 @@ use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criteri
 use futures_util::FutureExt;
 use steadfast_cache::{Cache, Database, DatabaseOptions, LoadError, Ttl, View};
 
+use memory::Places;
+
 const KEYS: usize = 10_000;
+
+/// Lines of the processor's cache that a stored value takes, about: its entry and its slot.
+const LINES: usize = 4;
 
 const STORED: u64 = 1;
 const READ: u64 = 2;
@@ -68,6 +77,11 @@ fn filled<V: Clone + Send + Sync + 'static>(
         view
     });
     (runtime, view)
+}
+
+thread_local! {
+    /// The place in memory that this thread has come to.
+    static HERE: Cell<u32> = const { Cell::new(0) };
 }
 
 async fn never<V>() -> Result<Option<V>, LoadError> {
@@ -146,6 +160,7 @@ fn hits(c: &mut Criterion) {
     }
     let keys = keys(READ);
     let lru = parking_lot::Mutex::new(lru);
+    let places = Places::new(KEYS * LINES);
     let hasher = foldhash::quality::RandomState::default();
     let mut group = c.benchmark_group("memory_hit");
     for threads in [1, 2] {
@@ -179,6 +194,10 @@ fn hits(c: &mut Criterion) {
         // What is in all the others: the next key is fetched and hashed.
         row(&mut group, "the_key_alone", threads, &keys, |key| {
             black_box(hasher.hash_one(key.as_bytes()));
+        });
+        // As many places as there are entries, one after the other.
+        row(&mut group, "a_place_in_memory", threads, &keys, |_| {
+            HERE.with(|here| here.set(places.walk(here.get(), 1)));
         });
         row(&mut group, "the_clock_alone", threads, &keys, |_| {
             black_box(now());

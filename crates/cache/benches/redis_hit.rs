@@ -1,9 +1,15 @@
 //! What a hit in Redis costs, beside a raw GET of the same client, in turns.
 //!
 //! `cargo bench -p steadfast-cache --bench redis_hit`. Each turn is that of one subject; a ratio is
-//! taken between neighbours, so that it holds on a machine that is not quiet.
+//! taken between neighbours, so that it holds on a machine that is not quiet. The last column says
+//! how long the machine took to fetch from memory after those turns: a hit waits for memory more
+//! than a raw GET does.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "beside/memory.rs"]
+mod memory;
+
+use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,9 +21,15 @@ use steadfast_cache::{
 };
 use steadfast_drill::process::Redis;
 
+use memory::Places;
+
 /// So many that memory, which has room for some hundred, answers next to nothing.
 const KEYS: u64 = 50_000;
 const CALLERS: [usize; 3] = [1, 64, 512];
+
+/// 4 MiB of memory, and the steps that are walked in it.
+const PLACES: usize = 1 << 16;
+const STEPS: usize = 1 << 15;
 
 #[derive(Clone)]
 enum Subject {
@@ -51,8 +63,17 @@ async fn never() -> Result<Option<Bytes>, LoadError> {
     unreachable!("everything is in Redis")
 }
 
-/// Calls a second, and microseconds of this process's time for each.
-async fn turn(subject: &Subject, callers: usize, length: Duration) -> (f64, f64) {
+/// What was seen in one turn.
+struct Turn {
+    /// Calls a second.
+    rate: f64,
+    /// Microseconds of this process's time for each.
+    cost: f64,
+    /// Nanoseconds for which a place in memory was waited for, afterwards.
+    place: f64,
+}
+
+async fn turn(subject: &Subject, callers: usize, length: Duration, places: &Places) -> Turn {
     let (stop, calls) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
@@ -77,10 +98,13 @@ async fn turn(subject: &Subject, callers: usize, length: Duration) -> (f64, f64)
     }
     let (took, spent) = (began.elapsed(), processor_time() - spent);
     let calls = calls.load(Ordering::Relaxed) as f64;
-    (
-        calls / took.as_secs_f64(),
-        spent.as_secs_f64() * 1e6 / calls,
-    )
+    let began = tokio::time::Instant::now();
+    black_box(places.walk(0, STEPS));
+    Turn {
+        rate: calls / took.as_secs_f64(),
+        cost: spent.as_secs_f64() * 1e6 / calls,
+        place: began.elapsed().as_secs_f64() * 1e9 / STEPS as f64,
+    }
 }
 
 /// What the threads of this process have spent, counted by the kernel in nanoseconds.
@@ -139,24 +163,30 @@ async fn subjects(redis: &Redis) -> [Subject; 2] {
 async fn compare(repeats: usize, length: Duration) {
     let redis = Redis::start().await.unwrap();
     let subjects = subjects(&redis).await;
+    let places = Places::new(PLACES);
     println!(
-        "| callers | | calls a second | processor time for each | beside a raw GET |\n|---:|---|---:|---:|---:|"
+        "| callers | | calls a second | processor time for each | beside a raw GET | \
+         a place in memory |\n|---:|---|---:|---:|---:|---:|"
     );
     for callers in CALLERS {
         let mut turns = [const { Vec::new() }; 2];
         for _ in 0..repeats {
             for (subject, turns) in subjects.iter().zip(&mut turns) {
-                turns.push(turn(subject, callers, length).await);
+                turns.push(turn(subject, callers, length, &places).await);
             }
         }
         for (subject, own) in subjects.iter().zip(&turns) {
-            let ratios = own.iter().zip(&turns[0]).map(|(own, raw)| own.1 / raw.1);
+            let ratios = own
+                .iter()
+                .zip(&turns[0])
+                .map(|(own, raw)| own.cost / raw.cost);
             println!(
-                "| {callers} | {} | {:.0} | {:.2} µs | {:.2} |",
+                "| {callers} | {} | {:.0} | {:.2} µs | {:.2} | {:.0} ns |",
                 subject.name(),
-                median(own.iter().map(|figures| figures.0).collect()),
-                median(own.iter().map(|figures| figures.1).collect()),
+                median(own.iter().map(|turn| turn.rate).collect()),
+                median(own.iter().map(|turn| turn.cost).collect()),
                 median(ratios.collect()),
+                median(own.iter().map(|turn| turn.place).collect()),
             );
         }
     }

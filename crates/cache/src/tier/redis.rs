@@ -89,10 +89,7 @@ impl RedisTier {
         let tier = Self {
             toward: client.toward(options.names.epoch()),
             server: NO_SERVER.into(),
-            together: Together::new(
-                client.reply_limits().total_bytes,
-                options.names.are_in_one_slot(),
-            ),
+            together: Together::new(client.reply_limits().total_bytes),
             client,
             names: options.names,
             limit: options.limit,

@@ -56,16 +56,8 @@ pub(super) struct Together {
     /// Until this moment the time that is left is asked for each value, since there are some
     /// without a stamp: the bits of a [`Monotonic`].
     unstamped_until: AtomicU64,
-    /// The bounds of a gathering.
-    most: Most,
-}
-
-/// The bounds of what is asked for together.
-#[derive(Clone, Copy)]
-struct Most {
-    readers: usize,
-    /// Of values as long as those of their classes have been of late.
-    bytes: usize,
+    /// Readers that ask together at most.
+    most: usize,
 }
 
 /// The gatherings for which Redis has not been asked yet.
@@ -91,8 +83,6 @@ struct Gathering {
     readers: Vec<Reader>,
     /// The names of their values, one behind the other.
     names: Vec<u8>,
-    /// The length of their values, as far as can be said.
-    bytes: usize,
     /// Told of the answer; if they are dropped, that nobody has asked.
     seats: Seats<Part>,
 }
@@ -110,16 +100,9 @@ pub(super) struct Looking<'a>(&'a AtomicUsize);
 
 impl Together {
     /// For a client that takes replies of so many bytes.
-    pub(super) fn new(reply_bytes: usize, are_in_one_slot: bool) -> Self {
-        let readers = match are_in_one_slot {
-            true => MOST_IN_A_CLUSTER,
-            false => MOST,
-        };
+    pub(super) fn new(reply_bytes: usize) -> Self {
         Self {
-            most: Most {
-                readers: readers.min(reply_bytes / ROOM),
-                bytes: MOST_BYTES,
-            },
+            most: MOST.min(reply_bytes / ROOM),
             open: Mutex::default(),
             looking: AtomicUsize::new(0),
             sizes: std::array::from_fn(|_| AtomicU32::new(UNKNOWN)),
@@ -137,7 +120,7 @@ impl Together {
     /// Whether it is worth waiting for others: there are some, and what they ask for is small.
     pub(super) fn invites(&self, wanted: &Wanted<'_>) -> bool {
         self.looking.load(Ordering::Relaxed) >= SEVERAL
-            && self.most.readers >= SEVERAL
+            && self.most >= SEVERAL
             && wanted.tags.len() <= FEW_TAGS
             && self.size_of(wanted) <= LARGE
     }
@@ -224,8 +207,6 @@ struct Newcomer<'a> {
     epoch_view: &'a EpochView,
     came: Instant,
     runtime: Id,
-    /// The length that its value may have.
-    size: usize,
 }
 
 /// The steps that follow a reader's coming.
@@ -290,7 +271,6 @@ impl RedisTier {
             epoch_view,
             came: now,
             runtime: runtime.id(),
-            size: together.size_of(wanted) as usize,
         };
         let (step, seated, unwatched) = {
             let mut open = together.open.lock();
@@ -479,21 +459,20 @@ impl Open {
         &mut self,
         newcomer: &Newcomer<'_>,
         names: &Names,
-        most: Most,
+        most: usize,
     ) -> Option<(Step, Seated<Part>)> {
         let (epoch_view, now) = (newcomer.epoch_view, newcomer.came);
         let Some(open) = &mut self.gathering else {
-            let (number, room) = (self.next, most.readers.min(AT_FIRST));
+            let number = self.next;
             self.next += 1;
             let gathering = self.gathering.insert(Gathering {
                 number,
                 began: now,
                 runtime: newcomer.runtime,
                 epoch_view: epoch_view.clone(),
-                readers: Vec::with_capacity(room),
-                names: Vec::with_capacity(room * TYPICAL_NAME),
-                bytes: 0,
-                seats: Seats::with_capacity(room),
+                readers: Vec::with_capacity(most),
+                names: Vec::with_capacity(most * TYPICAL_NAME),
+                seats: Seats::with_capacity(most),
             });
             return Some((Step::Wait(number), gathering.seat(newcomer, names)));
         };
@@ -504,7 +483,7 @@ impl Open {
         let seated = open.seat(newcomer, names);
         let watermark = &mut open.epoch_view.watermark;
         *watermark = epoch_view.watermark.max(*watermark);
-        if overdue || open.readers.len() >= most.readers || open.bytes >= most.bytes {
+        if overdue || open.readers.len() >= most {
             let gathering = self.gathering.take()?;
             let number = gathering.number;
             self.due.push(gathering);
@@ -525,7 +504,6 @@ impl Gathering {
             value: begin..self.names.len(),
             tags: wanted.tags.iter().map(|tag| names.tag(tag)).collect(),
         });
-        self.bytes += newcomer.size;
         self.seats.take()
     }
 }
@@ -677,17 +655,11 @@ const SEVERAL: usize = 4;
 /// Who names more tags asks alone.
 const FEW_TAGS: usize = 4;
 
-/// Readers that ask together at most. So many values occupy Redis for some 100 µs.
-const MOST: usize = 256;
+/// Readers that ask together at most. So many values occupy Redis for some 50 µs, come to
+/// 256 KiB, unless their class has grown since, and what a question costs is little beside them.
+const MOST: usize = 64;
 
-/// In a cluster, where a script looks at each, and one whose slot is in motion holds up all.
-const MOST_IN_A_CLUSTER: usize = 64;
-
-/// No more join once the values that are asked for may be so long.
-const MOST_BYTES: usize = 256 << 10;
-
-/// Readers for whom there is room from the beginning, and the bytes of the name of a value.
-const AT_FIRST: usize = 64;
+/// The bytes of the name of a value, for which there is room from the beginning.
 const TYPICAL_NAME: usize = 80;
 
 /// A value longer than this is asked for alone.

@@ -274,7 +274,6 @@ async fn k2_nothing_is_asked_for_those_that_have_waited_too_long() {
         epoch_view: world.view().await,
         readers: vec![reader],
         names: b"x".to_vec(),
-        bytes: 0,
         seats,
     };
     Arc::clone(&world.tier).ask_for_all(gathering).await;
@@ -316,7 +315,7 @@ async fn k2_what_a_reader_has_waited_for_its_runtime_is_not_charged_to_redis() {
 }
 
 /// Who has asked Redis something already has less time than others; a gathering that is late, or
-/// long enough, is closed by the next reader.
+/// full, is closed by the next reader.
 #[tokio::test]
 async fn k2_who_has_asked_before_asks_alone_and_who_comes_late_closes() {
     let server = Redis::start().await.unwrap();
@@ -339,31 +338,24 @@ async fn k2_who_has_asked_before_asks_alone_and_who_comes_late_closes() {
         assert_eq!(world.open_number().is_some(), gathers);
     }
     let mut open = Open::default();
-    let most = Most {
-        readers: 4,
-        bytes: 100,
-    };
-    let mut add = |after, size| {
+    let mut add = |after| {
         let newcomer = Newcomer {
             wanted: &wanted,
             epoch_view: &view,
             came: wanted.asked + after,
             runtime: Handle::current().id(),
-            size,
         };
-        let added = open.add(&newcomer, &world.tier.names, most);
+        let added = open.add(&newcomer, &world.tier.names, 4);
         added.map(|(step, _)| step)
     };
     let (at_once, late) = (Duration::ZERO, OVERDUE * 2);
-    assert!(matches!(add(at_once, 1), Some(Step::Wait(0))));
-    assert!(matches!(add(OVERDUE, 1), Some(Step::None)));
-    assert!(matches!(add(late, 1), Some(Step::Ask(0))));
-    assert!(matches!(add(at_once, 50), Some(Step::Wait(1))));
-    assert!(matches!(add(at_once, 50), Some(Step::Ask(1))), "long");
-    assert!(matches!(add(at_once, 1), Some(Step::Wait(2))));
-    assert!(matches!(add(at_once, 1), Some(Step::None)));
-    assert!(matches!(add(at_once, 1), Some(Step::None)));
-    assert!(matches!(add(at_once, 1), Some(Step::Ask(2))), "many");
+    assert!(matches!(add(at_once), Some(Step::Wait(0))));
+    assert!(matches!(add(OVERDUE), Some(Step::None)));
+    assert!(matches!(add(late), Some(Step::Ask(0))));
+    assert!(matches!(add(at_once), Some(Step::Wait(1))));
+    assert!(matches!(add(at_once), Some(Step::None)));
+    assert!(matches!(add(at_once), Some(Step::None)));
+    assert!(matches!(add(at_once), Some(Step::Ask(1))), "many");
 }
 
 /// The epoch changes, or the watermark falls, after the readers have come and before Redis is
@@ -633,7 +625,7 @@ async fn k2_nobody_waits_for_a_runtime_that_is_entered_and_not_driven() {
 
 #[test]
 fn k2_large_values_are_asked_for_alone() {
-    let together = Together::new(1 << 30, false);
+    let together = Together::new(1 << 30);
     let _looks: Vec<_> = (0..SEVERAL).map(|_| together.looks()).collect();
     let wanted = |class| Wanted {
         key: b"a",
