@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use crate::clock::clock;
 use crate::monotonic::Monotonic;
 use crate::parts::Inner;
-use crate::target::Announcement;
+use crate::target::{Announcement, COUNTABLE};
 use crate::tier::redis::RedisTier;
 use crate::tier::redis::epoch_guard::number_text;
 
@@ -271,10 +271,19 @@ impl InvalidationListener {
     }
 
     fn on_beat(&mut self, cache: &Inner, payload: &[u8]) {
-        let Some((connection, sent, at)) = parse_beat(payload) else {
+        let epochs = &self.redis.epoch_guard;
+        let Some(beat) = Beat::parse(payload) else {
             return;
         };
-        if connection != self.connection || !self.synced || self.redis.epoch_guard.is_blind() {
+        if beat.connection != self.connection || !self.synced {
+            return;
+        }
+        // Redis was emptied or taken back under connections that stand: nothing else tells those
+        // who do not read.
+        let Some(at) = beat.at.filter(|at| *at >= epochs.required(beat.known)) else {
+            return epochs.on_behind();
+        };
+        if epochs.is_blind() {
             return;
         }
         if self.heard != Some(at) {
@@ -282,15 +291,14 @@ impl InvalidationListener {
             self.heard = Some(at);
         }
         // Redis itself has not heard of all that SQL has.
-        let epochs = &self.redis.epoch_guard;
         if at < epochs.required(epochs.known_watermark()) {
             return;
         }
         cache
             .coherence
-            .prove(Monotonic::from_bits(sent), Monotonic::now());
+            .prove(Monotonic::from_bits(beat.sent), Monotonic::now());
         // It may have been suspended just now, which must not be undone by this.
-        if self.redis.epoch_guard.is_blind() {
+        if epochs.is_blind() {
             cache.coherence.disprove(Monotonic::now());
         }
     }
@@ -313,8 +321,11 @@ impl InvalidationListener {
         }
         let mut ask = redis::cmd("GET");
         ask.arg(self.redis.names().watermark());
-        let Ok(Some(at)) = self.redis.ask::<Option<u64>>(&ask).await else {
+        let Ok(at) = self.redis.ask::<Option<String>>(&ask).await else {
             return;
+        };
+        let Some(at) = at.and_then(|at| at.parse().ok()) else {
+            return self.redis.epoch_guard.on_behind();
         };
         match self.heard {
             Some(heard) if heard == at => {}
@@ -338,21 +349,40 @@ impl InvalidationListener {
             };
             self.sync(&cache).await;
         }
-        let text = format!("{} {} ", self.connection, Monotonic::now().to_bits());
+        let known = self.redis.epoch_guard.known_watermark();
+        let text = format!(
+            "{} {} {known} ",
+            self.connection,
+            Monotonic::now().to_bits()
+        );
         let first = std::mem::replace(&mut self.beaten, self.connection) != self.connection;
         let (redis, own) = (self.redis.clone(), self.own.clone());
         tokio::spawn(async move { redis.beat(&own, text, first).await });
     }
 }
 
-/// The connection's number, when it was sent, and Redis's watermark then; `None` also if Redis has
-/// none.
-fn parse_beat(payload: &[u8]) -> Option<(u64, u64, u64)> {
-    let mut numbers = std::str::from_utf8(payload)
-        .ok()?
-        .split(' ')
-        .map(|number| number.parse().ok());
-    Some((numbers.next()??, numbers.next()??, numbers.next()??))
+/// A beat as it comes back.
+struct Beat {
+    /// The number of the connection on which it was sent, and the bits of the moment.
+    connection: u64,
+    sent: u64,
+    /// The watermark that Redis had to have reached then.
+    known: u64,
+    /// The watermark that Redis had when it came by; `None` if it had none that is one.
+    at: Option<u64>,
+}
+
+impl Beat {
+    fn parse(payload: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(payload).ok()?.split(' ');
+        let mut number = || parts.next()?.parse().ok();
+        Some(Self {
+            connection: number()?,
+            sent: number()?,
+            known: number()?,
+            at: number().filter(|at| *at < COUNTABLE),
+        })
+    }
 }
 
 const BEAT: Duration = Duration::from_millis(250);

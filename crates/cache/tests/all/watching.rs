@@ -215,6 +215,56 @@ async fn k16_a_database_that_was_rolled_back_takes_everything_with_it() {
     .await;
 }
 
+/// Redis answers reads, but takes no epoch just then.
+#[tokio::test]
+async fn k16_what_cannot_be_found_out_about_redis_is_asked_again_though_nobody_reads() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    eventually("it uses Redis", || async {
+        cache.status().redis.unwrap().trusted
+    })
+    .await;
+    site.redis.command(&["DEL", "test:epoch"]).await.unwrap();
+    site.take_no_writes(true).await;
+    let loader = Loader::default();
+    let answer = get(&cache, "a", "user", &loader).await.unwrap();
+    assert_eq!(answer.source, Source::Database);
+    assert!(!cache.status().redis.unwrap().trusted);
+    site.take_no_writes(false).await;
+    eventually("it uses Redis again", || async {
+        cache.status().redis.unwrap().trusted
+    })
+    .await;
+}
+
+/// Nothing is connected to anew, so only what Redis says of itself can tell.
+#[tokio::test]
+async fn k16_a_redis_that_is_emptied_or_taken_back_is_noticed_though_nobody_reads() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    write_everywhere(&cache, 7, 1).await;
+    for change in [
+        &["SET", "test:watermark", "0"][..],
+        &["SET", "test:watermark", "9007199254740993"],
+        &["SET", "test:watermark", "many"],
+        &["DEL", "test:watermark"],
+        &["FLUSHALL"],
+    ] {
+        let well = || async {
+            let status = cache.status();
+            let redis = status.redis.unwrap();
+            (status.memory_proven && redis.trusted).then_some(redis.epoch)
+        };
+        eventually("all is well", || async { well().await.is_some() }).await;
+        let before = cache.status().redis.unwrap().epoch;
+        site.redis.command(change).await.unwrap();
+        eventually("a new epoch is begun, and all is well again", || async {
+            well().await.is_some_and(|epoch| epoch != before)
+        })
+        .await;
+    }
+}
+
 /// As a copy of the configuration brings it about. A copy of the database would have the same
 /// number, and is not told apart.
 #[tokio::test]

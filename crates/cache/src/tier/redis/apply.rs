@@ -76,9 +76,7 @@ impl RedisTier {
                 .await?;
             if let Ok(applied) = u64::try_from(applied) {
                 if everything {
-                    // Found out at once, though nobody may be reading.
                     self.epoch_guard.doubt(&epoch);
-                    self.epoch_guard.ask_again();
                 }
                 return Ok(applied);
             }

@@ -192,11 +192,22 @@ impl EpochGuard {
         Err(RedisFailure::Replaced)
     }
 
-    /// Believes no longer in this epoch; the next who asks verifies.
+    /// Believes no longer in this epoch. What to believe instead is found out at once: whoever
+    /// doubts may be the last who reads for a long time.
     pub(crate) fn doubt(&self, epoch: &Arc<str>) {
         let mut state = self.state.lock();
-        if state.epoch.as_ref() == Some(epoch) {
-            state.epoch = None;
+        if state.epoch.as_ref() != Some(epoch) {
+            return;
+        }
+        state.epoch = None;
+        drop(state);
+        self.wanted.notify_one();
+    }
+
+    /// Doubts what is believed: Redis is behind SQL, or has lost its watermark, as it says itself.
+    pub(crate) fn on_behind(&self) {
+        if let Some(epoch) = self.epoch() {
+            self.doubt(&epoch);
         }
     }
 

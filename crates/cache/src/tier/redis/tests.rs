@@ -4,6 +4,7 @@
 
 use futures_util::FutureExt;
 use steadfast_drill::process::Cluster;
+use steadfast_drill::waiting::until;
 
 use super::*;
 use crate::clock::clock;
@@ -64,6 +65,34 @@ async fn k8_what_another_server_answers_than_was_believed_in_is_not_believed() {
     let wanted = wanted();
     let looked = redis.look(&wanted, &mut allowance, &carries).await;
     assert!(matches!(looked, Ok(Lookup::Miss(_))));
+}
+
+/// Another process has everything invalidated between a reader's look and its lease, and this was
+/// the last read for a long time.
+#[tokio::test]
+async fn k16_a_last_reader_that_finds_another_epoch_leaves_no_doubt_behind() {
+    let server = steadfast_drill::process::Redis::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache_of(&folder, &server.url()).await;
+    let redis = cache.inner.redis.clone().unwrap();
+    let (mut allowance, carries) = (redis.allowance(), |_: &[&[u8]]| true);
+    let looked = redis.look(&wanted(), &mut allowance, &carries).await;
+    let Ok(Lookup::Miss(seen)) = looked else {
+        panic!("nothing is there");
+    };
+    let another = redis.new_epoch();
+    let begin = ["SET", "test:epoch", &another];
+    server.command(&begin).await.unwrap();
+    let life = Duration::from_secs(10);
+    let lease = redis.take_lease(b"a", &[], &seen, life, &mut allowance);
+    assert!(lease.await.is_err(), "it is of the epoch that was");
+    until("the new one is believed in", || {
+        redis
+            .epoch_guard
+            .epoch()
+            .is_some_and(|epoch| *epoch == *another)
+    })
+    .await;
 }
 
 /// Redis knows what is invalidated after it was asked, and this process what it heard of before.

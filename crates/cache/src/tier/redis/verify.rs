@@ -14,13 +14,19 @@ use crate::outbox::Glance;
 use crate::sql::SourceError;
 
 impl RedisTier {
-    /// Forms a belief whenever one is wanted, until the cache is gone. A task of its own, so that
-    /// no reader's limit cuts it short.
+    /// Forms a belief whenever one is wanted, until the cache is gone; and tries again by itself
+    /// while there is none, since nobody may be reading. A task of its own, so that no reader's
+    /// limit cuts it short.
     pub(crate) async fn keep_verified(self: Arc<Self>, mut gone: watch::Receiver<()>) {
         loop {
             tokio::select! {
                 _ = gone.changed() => return,
                 () = self.epoch_guard.wanted() => {}
+                () = tokio::time::sleep(AGAIN) => {
+                    if self.epoch_guard.believed().is_some() || !self.is_reachable() {
+                        continue;
+                    }
+                }
             }
             if self.epoch_guard.believed().is_none()
                 && let Err(trouble) = self.verify().await
@@ -81,6 +87,9 @@ impl RedisTier {
 }
 
 const SQL_LIMIT: Duration = Duration::from_secs(1);
+
+/// Where nothing could be found out, and nobody asks, it is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// KEYS epoch, watermark, the record of the last delivery. ARGV what SQL says Redis must have
 /// reached, a new epoch, the database's number if it is known, how the channels are called on which
