@@ -19,7 +19,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use steadfast::{Certainty, PubSub, PubSubControl, PubSubEvent};
+use steadfast::{Certainty, PubSubControl, PubSubEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -40,13 +40,15 @@ pub(crate) async fn listen(
     let own = redis.names().own_channel(&redis.token_text());
     let _found = FoundNoMore(redis.clone());
     let mut beside = JoinSet::new();
-    let (mut pubsub, mut subscribed) = subscribe(&redis, &own, &mut beside);
-    beside.spawn(be_there(pubsub.control(), redis.clone(), gone.clone()));
+    let mut pubsub = redis.client().pubsub_for(redis.names().channel());
+    let control = pubsub.control();
+    let resumed = watch::Sender::new(());
+    let (found, told) = (redis.clone(), (gone.clone(), resumed.subscribe()));
+    beside.spawn(be_there(control.clone(), found, told));
     let mut listener = InvalidationListener {
         cache,
-        redis,
-        own,
-        subscribed: false,
+        redis: redis.clone(),
+        own: own.clone(),
         standing: false,
         synced: false,
         connection: 0,
@@ -54,14 +56,31 @@ pub(crate) async fn listen(
         heard: None,
         told: None,
     };
+    let mut confirmed: Option<oneshot::Receiver<()>> = None;
     let mut beats = tokio::time::interval(BEAT);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let standing = async {
+            match &mut confirmed {
+                Some(confirmed) => confirmed.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             _ = gone.changed() => return,
             event = pubsub.next() => match event {
-                Some(event) => listener.on_event(event).await,
+                Some(event) => {
+                    match event {
+                        PubSubEvent::Resumed { .. } => {
+                            confirmed = Some(subscribe(&redis, &own, &control, &mut beside));
+                            resumed.send_replace(());
+                        }
+                        PubSubEvent::Lost { .. } => confirmed = None,
+                        _ => {}
+                    }
+                    listener.on_event(event);
+                }
                 // The client is closed: nothing will be heard any more.
                 None => {
                     beside.abort_all();
@@ -69,8 +88,8 @@ pub(crate) async fn listen(
                     return;
                 }
             },
-            Ok(()) = &mut subscribed, if !listener.subscribed => {
-                listener.subscribed = true;
+            Ok(()) = standing => {
+                confirmed = None;
                 listener.on_subscribed().await;
             }
             Some(Err(ended)) = beside.join_next() => {
@@ -93,27 +112,29 @@ impl Drop for FoundNoMore {
     }
 }
 
-/// Subscribes to both channels, and tells when both have been confirmed for the first time. From
-/// then on they are made again by themselves, and an event tells that all of them stand; before,
-/// such an event may be about one of them, or none.
+/// Subscribes to both channels on a connection that is there, and tells when both are confirmed.
+/// One that was subscribed to before is made again by itself where the connection is made anew; but
+/// if that was refused, to a user whose rights were changed for a while, nobody else would ask for
+/// it again.
 fn subscribe(
     redis: &Arc<RedisTier>,
     own: &[u8],
+    control: &PubSubControl,
     beside: &mut JoinSet<()>,
-) -> (PubSub, oneshot::Receiver<()>) {
-    let pubsub = redis.client().pubsub_for(redis.names().channel());
+) -> oneshot::Receiver<()> {
     let (mut tell, subscribed) = oneshot::channel();
-    let (control, redis, own) = (pubsub.control(), redis.clone(), own.to_vec());
+    let (control, redis, own) = (control.clone(), redis.clone(), own.to_vec());
     beside.spawn(async move {
         let channels = [redis.names().channel(), own];
         tokio::select! {
-            // Nobody listens any more: the cache is gone, or its client is closed.
+            // Nobody waits for that any more: the connection is lost, the cache gone, or its client
+            // closed.
             () = tell.closed() => return,
             () = confirm(&redis, &control, channels) => {}
         }
         let _ = tell.send(());
     });
-    (pubsub, subscribed)
+    subscribed
 }
 
 /// Subscribes to each until it is confirmed, and waits for that as long as a call may; while Redis
@@ -135,35 +156,43 @@ async fn confirm(redis: &RedisTier, control: &PubSubControl, channels: [Vec<u8>;
 }
 
 /// Listens where the processes of this database are looked for, by those of another that was given
-/// the same namespace.
-async fn be_there(control: PubSubControl, redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
-    let (mut there, mut known) = (None, redis.epoch_guard.watch_database());
+/// the same namespace. It is told when the cache is gone, and when a connection was made anew, on
+/// which that may have been refused.
+async fn be_there(
+    control: PubSubControl,
+    redis: Arc<RedisTier>,
+    (mut gone, mut resumed): (watch::Receiver<()>, watch::Receiver<()>),
+) {
+    let (mut there, mut stands) = (None, false);
+    let mut known = redis.epoch_guard.watch_database();
+    let channel = |number| redis.names().presence(&number_text(number));
     loop {
         let database = *known.borrow_and_update();
-        let channel = |number| redis.names().presence(&number_text(number));
         if database != there {
             if let Some(before) = there.take() {
                 redis.epoch_guard.can_be_found(None);
                 let _ = redis.unsubscribe(&control, channel(before)).await;
             }
-            if let Some(now) = database {
-                match redis.subscribe(&control, channel(now)).await {
-                    Ok(()) => {
-                        there = database;
-                        redis.epoch_guard.can_be_found(database);
-                    }
-                    // It is forbidden: nobody will find it, and to wait for that is in vain.
-                    Err(error) if error.certainty() == Certainty::Rejected => {
-                        redis.epoch_guard.can_be_found(database);
-                    }
-                    Err(_) => {}
+            (there, stands) = (database, false);
+        }
+        if let Some(now) = there.filter(|_| !stands) {
+            match redis.subscribe(&control, channel(now)).await {
+                Ok(()) => {
+                    stands = true;
+                    redis.epoch_guard.can_be_found(there);
                 }
+                // It is forbidden: nobody will find it, and to wait for that is in vain.
+                Err(error) if error.certainty() == Certainty::Rejected => {
+                    redis.epoch_guard.can_be_found(there);
+                }
+                Err(_) => {}
             }
         }
         tokio::select! {
             _ = gone.changed() => return,
             _ = known.changed() => {}
-            () = tokio::time::sleep(BEAT), if database != there => {}
+            Ok(()) = resumed.changed() => stands = false,
+            () = tokio::time::sleep(BEAT), if there.is_some() && !stands => {}
         }
     }
 }
@@ -172,8 +201,6 @@ struct InvalidationListener {
     cache: Weak<Inner>,
     redis: Arc<RedisTier>,
     own: Vec<u8>,
-    /// Whether both subscriptions have stood once, so that both are made again after a loss.
-    subscribed: bool,
     /// Whether both subscriptions stand.
     standing: bool,
     /// Whether it is known what was missed while they did not stand.
@@ -189,7 +216,7 @@ struct InvalidationListener {
 }
 
 impl InvalidationListener {
-    async fn on_event(&mut self, event: PubSubEvent) {
+    fn on_event(&mut self, event: PubSubEvent) {
         let Some(cache) = self.cache.upgrade() else {
             return;
         };
@@ -203,12 +230,7 @@ impl InvalidationListener {
                 self.on_other_database();
             }
             PubSubEvent::Message { payload, .. } => self.on_announcement(&cache, &payload),
-            PubSubEvent::Resumed { .. } => {
-                self.redis.epoch_guard.is_away(false);
-                if self.subscribed {
-                    self.on_subscribed().await;
-                }
-            }
+            PubSubEvent::Resumed { .. } => self.redis.epoch_guard.is_away(false),
             // Lost, or messages dropped because they came too fast, or something this program does
             // not know: assume the worst.
             PubSubEvent::Lost { .. } => {

@@ -189,3 +189,46 @@ async fn k10_a_cache_that_is_gone_leaves_no_task_behind() {
     database.close().await;
     eventually("all tasks have ended", || async { alive() == 0 }).await;
 }
+
+/// Redis ends the connections of who listens where it no longer may, and refuses the subscriptions
+/// of the next.
+#[tokio::test]
+async fn k10_channels_that_were_forbidden_for_a_while_are_heard_again() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let may = async |rule| {
+        let set = ["ACL", "SETUSER", "default", rule];
+        site.redis.command(&set).await.unwrap();
+    };
+    let subscribers = async || {
+        let mut all = Vec::new();
+        for pattern in ["test:inv", "test:inv:*"] {
+            let channels = site.redis.command(&["PUBSUB", "CHANNELS", pattern]).await;
+            let channels: Vec<String> = redis::from_redis_value(channels.unwrap()).unwrap();
+            all.extend(channels);
+        }
+        all.sort();
+        all
+    };
+    let well = || async {
+        let proven = [&first, &second].map(|cache| cache.status().memory_proven);
+        // The one of all, two of their own, and the one on which both are found.
+        proven == [true; 2] && subscribers().await.len() == 4
+    };
+    eventually("both listen", well).await;
+    let before = subscribers().await;
+    may("resetchannels").await;
+    eventually("nobody listens, and nobody's memory is proven", || async {
+        let proven = [&first, &second].map(|cache| cache.status().memory_proven);
+        proven == [false; 2] && subscribers().await.is_empty()
+    })
+    .await;
+    may("allchannels").await;
+    eventually("both listen again", well).await;
+    assert_eq!(subscribers().await, before);
+    write_item(&first, 7, 1).await;
+    eventually("the other hears of a write", || async {
+        read_item(&second, 7).await.as_deref() == Some("1")
+    })
+    .await;
+}
