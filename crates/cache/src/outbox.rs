@@ -93,6 +93,13 @@ enum Turn {
     Leased(Lease),
 }
 
+impl Glance {
+    /// Whether this row waits, as far as a look can see.
+    pub(crate) fn may_hold(&self, mark: RowMark) -> bool {
+        !self.complete || self.waiting.iter().any(|row| row.mark == mark)
+    }
+}
+
 impl RowMark {
     /// Reads one that was written by [`Display`](fmt::Display).
     pub(crate) fn parse(text: &str) -> Option<Self> {
@@ -406,29 +413,34 @@ impl Outbox {
 
     /// Orders that everything be forgotten, before anything else is delivered, unless that is
     /// ordered already. The first row that waits becomes the order, which covers it; the others
-    /// stay behind it, however many they are.
-    pub(crate) async fn order_all(&self) -> Result<(), SourceError> {
+    /// stay behind it, however many they are. Returns the order.
+    pub(crate) async fn order_all(&self) -> Result<RowMark, SourceError> {
         let now = self.now();
         let insert = format!(
             "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES (?, 'all', ?, {now})"
         );
         let update = "UPDATE steadfast_outbox SET kind = 'all', target = ? WHERE id = ?";
+        let first = "SELECT id, kind, created_at FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT 1";
+        let inserted = "SELECT id, kind, created_at FROM steadfast_outbox \
+                        WHERE namespace = ? AND kind = 'all' ORDER BY id LIMIT 1";
         self.within(async {
             let (mut session, _) = self.locked().await?;
-            let first =
-                "SELECT id, kind FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT 1";
-            let first: Vec<(i64, String)> = session.fetch(first, &[&self.namespace]).await?;
+            let mut order: Vec<(i64, String, i64)> =
+                session.fetch(first, &[&self.namespace]).await?;
             let nothing = Param::Bytes(Vec::new());
-            match first.first() {
-                Some((_, kind)) if kind == "all" => {}
-                Some((id, _)) => {
+            match order.first() {
+                Some((_, kind, _)) if kind == "all" => {}
+                Some((id, ..)) => {
                     session.execute(update, &[nothing, Param::Int(*id)]).await?;
                 }
                 None => {
                     session.execute(&insert, &[self.param(), nothing]).await?;
+                    order = session.fetch(inserted, &[&self.namespace]).await?;
                 }
             }
-            session.commit().await
+            let &(id, _, created_at) = order.first().ok_or(sqlx::Error::RowNotFound)?;
+            session.commit().await?;
+            Ok(RowMark { id, created_at })
         })
         .await
     }

@@ -254,8 +254,7 @@ impl Relay {
         }
         if epochs.is_rolled_back() {
             self.suspend(ROLLED_BACK);
-            self.outbox.order_all().await?;
-            epochs.all_is_ordered();
+            epochs.all_is_ordered(self.outbox.order_all().await?);
             return Ok(false);
         }
         if glance.waiting.is_empty() {

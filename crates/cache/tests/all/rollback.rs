@@ -155,6 +155,34 @@ async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
     }
 }
 
+/// Before what was to invalidate everything could be delivered, it was lost by another rollback.
+#[tokio::test]
+async fn k16_a_database_that_is_rolled_back_twice_takes_everything_with_it() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    for version in 1..=3 {
+        write_everywhere(&cache, 7, version).await;
+    }
+    reads_at_last(&cache, "3").await;
+    let epoch = || cache.status().redis.unwrap().epoch;
+    let before = epoch();
+    site.take_no_writes(true).await;
+    roll_back(&site.database, 100, 1).await;
+    let order = "SELECT id FROM steadfast_outbox WHERE kind = 'all'";
+    eventually("all is to be invalidated", || async {
+        let rows = site.database.select(order, &[]).await;
+        rows.is_ok_and(|rows| rows.len() == 1)
+    })
+    .await;
+    roll_back(&site.database, 200, 1).await;
+    site.take_no_writes(false).await;
+    eventually("nothing is left of what Redis held", || async {
+        epoch().is_some_and(|epoch| Some(epoch) != before)
+    })
+    .await;
+    reads_at_last(&cache, "200").await;
+}
+
 /// A relay died after Redis had applied a batch and before SQL was told: Redis is ahead, and that
 /// is no rollback.
 #[tokio::test]

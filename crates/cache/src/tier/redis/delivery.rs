@@ -32,8 +32,7 @@ impl Delivery {
     /// Whether this is what took Redis there, and waits for SQL to be told, as far as a look can
     /// see.
     pub(super) fn may_wait(&self, redis_at: u64, glance: &Glance) -> bool {
-        let waits = glance.waiting.iter().any(|row| row.mark == self.row);
-        self.to == redis_at && self.from == glance.watermark && (waits || !glance.complete)
+        self.to == redis_at && self.from == glance.watermark && glance.may_hold(self.row)
     }
 }
 

@@ -31,7 +31,7 @@ use tokio::sync::{Notify, watch};
 
 use super::answer::{EpochView, NO_SERVER, RedisFailure};
 use super::delivery::Delivery;
-use crate::outbox::Glance;
+use crate::outbox::{Glance, RowMark};
 use crate::target::COUNTABLE;
 
 pub(crate) struct EpochGuard {
@@ -79,6 +79,8 @@ struct State {
     redis_at: u64,
     /// What took Redis there, as it says.
     delivery: Option<Delivery>,
+    /// The last order to invalidate everything, because SQL was rolled back.
+    order: Option<RowMark>,
     suspended: Option<&'static str>,
     /// Counts connections: a belief formed on an earlier one is void.
     connection: u64,
@@ -105,6 +107,7 @@ pub(super) struct BeforeLook {
     claimed: u64,
     redis_at: u64,
     delivery: Option<Delivery>,
+    order: Option<RowMark>,
 }
 
 /// An epoch of Redis that was found current or was begun, by what SQL had said.
@@ -240,6 +243,7 @@ impl EpochGuard {
             claimed: state.claimed,
             redis_at: state.redis_at,
             delivery: state.delivery,
+            order: state.order,
         }
     }
 
@@ -250,17 +254,26 @@ impl EpochGuard {
             known,
             redis_at,
             delivery,
+            order,
             ..
         } = before;
         let fell = self.has_fallen(known, at);
         // What took Redis ahead of SQL waits in the outbox until SQL has caught up.
         let waits = delivery.is_some_and(|delivery| delivery.may_wait(redis_at, glance));
-        let overtaken = self.has_fallen(redis_at, at) && !waits;
+        // And so does what will take SQL past it, unless SQL was rolled back once more.
+        let ordered = order.is_some_and(|order| glance.may_hold(order));
+        let overtaken = self.has_fallen(redis_at, at) && !waits && !ordered;
         let mut state = self.state.lock();
         if fell || overtaken {
             state.note_rollback(at, known, redis_at);
         }
-        state.known = if fell { at } else { state.known.max(at) };
+        if fell {
+            // SQL was told so by who had taken Redis there.
+            state.redis_at = state.redis_at.max(known);
+            state.known = at;
+        } else {
+            state.known = state.known.max(at);
+        }
         if state.claimed == before.claimed {
             state.claimed = 0;
         }
@@ -396,11 +409,10 @@ impl EpochGuard {
     }
 
     /// Everything has been invalidated: the order is in SQL.
-    pub(crate) fn all_is_ordered(&self) {
+    pub(crate) fn all_is_ordered(&self, order: RowMark) {
         let mut state = self.state.lock();
         state.rolled_back = false;
-        // The order will take SQL past it.
-        state.redis_at = 0;
+        state.order = Some(order);
     }
 
     /// Learns that this process has applied invalidations up to this watermark to Redis, and
