@@ -265,6 +265,18 @@ async fn k16_a_redis_that_is_emptied_or_taken_back_is_noticed_though_nobody_read
     }
 }
 
+/// Else no invalidation could be applied to it any more.
+#[tokio::test]
+async fn k16_a_watermark_past_which_redis_could_not_count_is_none() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    write_everywhere(&cache, 7, 1).await;
+    let last = ["SET", "test:watermark", "9007199254740991"];
+    site.redis.command(&last).await.unwrap();
+    write_everywhere(&cache, 7, 2).await;
+    assert_eq!(read_item(&cache, 7).await.as_deref(), Some("2"));
+}
+
 /// As a copy of the configuration brings it about. A copy of the database would have the same
 /// number, and is not told apart.
 #[tokio::test]

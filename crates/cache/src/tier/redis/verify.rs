@@ -97,10 +97,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// watermark, whether the epoch is new, whether there was one before, and the record; no epoch if
 /// it is another database's whose processes are there. Keeps the epoch of a Redis that is current,
 /// begins a new one otherwise; of several processes that find it behind at once, the first begins
-/// it and the others adopt it. Frees before it writes, which a full Redis takes.
+/// it and the others adopt it. A watermark from 2^52 on is none: only a hand can have set it, and
+/// there may be no room left to count the next invalidation. Frees before it writes, which a full
+/// Redis takes.
 const ADOPT: &str = "\
 local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
-if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
+if watermark and (watermark >= 4503599627370496 or watermark < 0) then watermark = nil end \
 local other = epoch and ARGV[3] ~= '' and string.sub(epoch, 1, 16) ~= ARGV[3] \
 if other and redis.call(ARGV[5], ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1, ''} end \
 if other then watermark = nil end \
