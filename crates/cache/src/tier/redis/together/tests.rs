@@ -1,6 +1,9 @@
 //! What those get who ask together, whatever becomes of their question.
 #![allow(clippy::unwrap_used)]
 
+/// Values that somebody else has changed or moved, and a server that answers in part.
+mod from_outside;
+
 use futures_util::future::{Either, join_all, select};
 use futures_util::poll;
 use steadfast::{Client, Limits};
@@ -35,6 +38,17 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("x.db").display());
         let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+        Self::over(database, limit, redis, reply_bytes, folder).await
+    }
+
+    /// One over this database.
+    async fn over(
+        database: Database,
+        limit: Duration,
+        redis: &str,
+        reply_bytes: usize,
+        folder: tempfile::TempDir,
+    ) -> Self {
         let limits = Limits {
             total_bytes: reply_bytes,
             ..Limits::default()
