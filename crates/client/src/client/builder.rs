@@ -234,7 +234,6 @@ impl ClientBuilder {
     }
 
     /// Refuses whatever may write, as not sent, unless a majority of the sentinels has confirmed
-    /// Refuses whatever may write, as not sent, unless a majority of the sentinels has confirmed
     /// address and epoch of the primary within this time, which is 500 ms at least; they are asked
     /// three times as often, and when their last word is first found too old, writes wait for the
     /// next as long as for a short interruption. Default: no proof is needed. Costs: without a
