@@ -144,6 +144,13 @@ function inWords(event: Noted): Told {
         title: 'Reconnecting was stuck, started anew',
         detail: `no progress for ${text(duration(number('stuck_ms')))}`,
       };
+    case 'retired':
+      return {
+        mood: 'good',
+        icon: 'link',
+        title: 'Other servers took over',
+        detail: `${word('node')} is no longer needed; ${plural(number('refused') ?? 0, 'call')} refused meanwhile`,
+      };
     case 'closed':
       return {
         mood: 'idle',
@@ -349,8 +356,8 @@ const OF_OUTAGES = new Set([
   'fenced',
   'credentials_failed',
 ]);
-/** With a new connection, or with the old one, which answers again. */
-const ENDS_OUTAGES = new Set(['connected', 'replaced', 'recovered']);
+/** With a new connection, with the old one, which answers again, or by others in a node's place. */
+const ENDS_OUTAGES = new Set(['connected', 'replaced', 'recovered', 'retired']);
 const BEGIN_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'credentials_failed']);
 /** The breaker closes a moment after Redis is back: that is no news. */
 const AFTERMATH_MS = 10_000;
@@ -402,7 +409,7 @@ function ended({ first, attempts, cause }: Outage, back: Noted): Story {
   return {
     mood: 'good',
     icon: 'link',
-    title: 'Redis is back',
+    title: back.event === 'retired' ? 'Other servers took over' : 'Redis is back',
     detail: `It was away for ${text(duration(away))}, ${plural(attempts + 1, 'attempt')}. ${capital(cause)}`,
     key: back.id,
     at: back.at_ms,

@@ -80,7 +80,8 @@ function felt({ calls, failed, stale, slow, writes, writes_failed }: Outage): [s
 function recovery({ began_ms, ended_ms, ended_by, flapping }: Outage, away: number | null): [string, string] {
   if (away !== null) return ['Recovery', `not yet: away for ${text(duration(away))} now`];
   if (ended_ms === null) return ['Recovery', flapping ? 'back each time, and not steady yet' : 'not yet'];
-  const how = ended_by === 'reconnected' ? 'by a new connection' : 'answered again';
+  const others = ended_by === 'succeeded' ? 'others took over' : 'answered again';
+  const how = ended_by === 'reconnected' ? 'by a new connection' : others;
   return ['Recovery', `${how}, after ${text(duration(ended_ms - began_ms))}`];
 }
 

@@ -59,7 +59,7 @@ export interface Outage {
   of: 'redis' | 'database' | 'reads';
   began_ms: number;
   ended_ms: number | null;
-  ended_by: 'reconnected' | 'recovered' | null;
+  ended_by: 'reconnected' | 'recovered' | 'succeeded' | null;
   cause: string;
   detection_ms: number | null;
   attempts: number;

@@ -144,7 +144,14 @@ pub enum EventKind {
         /// The time without progress.
         stuck_ms: f64,
     },
-    /// The client was closed.
+    /// A node of a cluster was left while a connection to it was lost, silent or flapping: it owns
+    /// no slots any more, or is no member, and others serve what it did. That ends the outage.
+    Retired {
+        /// Calls refused at once since the last connection was in service.
+        refused: u64,
+    },
+    /// The client was closed; with a [`node`](Event::node), the client's connections to that node
+    /// were, because the client is, or the node was left.
     Closed {
         /// Calls that it could not finish.
         unfinished: usize,
@@ -180,7 +187,7 @@ pub enum EventKind {
     /// entry, which grows, in place of each loss; listeners hear of it once a second at most, and
     /// of what it consists of as ever.
     Flapping(Flapping),
-    /// No connection was lost for two minutes.
+    /// No connection was lost for two minutes, or the node of the cluster was left for others.
     FlappingEnded(Flapping),
 }
 
@@ -203,6 +210,7 @@ named! {
         Reauthenticated => "reauthenticated",
         CredentialsFailed => "credentials_failed",
         StuckReset => "stuck_reset",
+        Retired => "retired",
         Closed => "closed",
         FailedOver => "failed_over",
         OtherCluster => "other_cluster",

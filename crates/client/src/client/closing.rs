@@ -20,7 +20,8 @@ pub struct CloseReport {
 impl Client {
     /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections,
     /// those of sessions, blocking calls and subscriptions too: a [`PubSub`] yields what it has
-    /// heard, and then `None`.
+    /// heard, and then `None`. Whoever closes it once more waits for the same and finds nothing
+    /// unfinished; the event [`Closed`](EventKind::Closed) comes once.
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         let inner = &*self.inner;
         let shared = &inner.shared;
@@ -60,13 +61,14 @@ impl Client {
                 .command(DriverCommand::Abandon(Arc::clone(&closed)));
         }
         let tasks = inner.home.take_tasks();
+        // It was closed before, and that was told.
+        if tasks.is_empty() {
+            return CloseReport { unfinished: 0 };
+        }
         if inner.cluster.is_some() {
             drop(tasks);
             shared.hub.emit(0, EventKind::Closed { unfinished });
             return CloseReport { unfinished };
-        }
-        if tasks.is_empty() {
-            return CloseReport { unfinished: 0 };
         }
         // They end by themselves and tell each call what is known of it; whatever does not is
         // ended.

@@ -177,6 +177,7 @@ pub(crate) fn is_part(kind: &EventKind) -> bool {
         | EventKind::StuckReset { .. }
         | EventKind::FailedOver { .. }
         | EventKind::OtherCluster { .. }
+        | EventKind::Retired { .. }
         | EventKind::Closed { .. }
         | EventKind::Flapping { .. }
         | EventKind::FlappingEnded { .. } => false,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -27,6 +27,8 @@ pub(crate) struct Hub {
 struct NodeName {
     name: Mutex<Arc<str>>,
     first: usize,
+    /// Whether others serve what it did. Changed and read under the lock of what is told.
+    retired: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,7 @@ impl Hub {
             node: Some(Arc::new(NodeName {
                 name: Mutex::new(name),
                 first,
+                retired: AtomicBool::new(false),
             })),
         }
     }
@@ -84,13 +87,14 @@ impl Hub {
 
     pub(crate) fn emit(&self, connection: usize, kind: EventKind) {
         let connection = self.number(connection);
-        let _span = self.node.as_ref().map(|node| {
-            let name = Arc::clone(&node.name.lock());
-            let node = &*name;
-            tracing::info_span!("redis node", node).entered()
-        });
-        metrics::count_event(kind.name());
+        let _span = self.span();
         let mut told = self.all.told.lock();
+        if self.is_retired() && is_part(&kind) && !matches!(kind, EventKind::Fenced { .. }) {
+            drop(told);
+            tracing::debug!(connection, event = kind.name(), details = ?kind, "of a node that was left");
+            return;
+        }
+        metrics::count_event(kind.name());
         let mut event = self.event(connection, kind);
         let watch = told.watches.entry(connection).or_default();
         let verdict = watch.note(&event.kind, clock::now(), event.at_ms);
@@ -124,6 +128,56 @@ impl Hub {
         if let Some(event) = flapping {
             log(connection, &event.kind, true);
         }
+    }
+
+    /// The node was left for others, which serve what it did. What its connections have suffered
+    /// is over with that, and what becomes of them from now on is nobody's outage. Of each comes
+    /// the calls that it has refused.
+    pub(crate) fn retire(&self, connections: &[(usize, u64)]) {
+        let Some(node) = &self.node else {
+            return;
+        };
+        let _span = self.span();
+        let mut told = self.all.told.lock();
+        node.retired.store(true, Ordering::Relaxed);
+        let mut events = Vec::new();
+        for (connection, refused) in connections {
+            let connection = self.number(*connection);
+            let watch = told.watches.remove(&connection);
+            let flaps = watch.and_then(|watch| watch.state().cloned());
+            if flaps.is_none() && !told.incidents.lasts(connection) {
+                continue;
+            }
+            let retired = EventKind::Retired { refused: *refused };
+            let ended = flaps.map(EventKind::FlappingEnded);
+            for kind in [retired].into_iter().chain(ended) {
+                metrics::count_event(kind.name());
+                let event = self.event(connection, kind);
+                told.incidents
+                    .note(connection, event.at_ms, &event.kind, false);
+                remember(&mut told.history, self.all.keep, &event);
+                let _ = self.all.live.send(event.clone());
+                events.push(event);
+            }
+        }
+        drop(told);
+        for event in events {
+            log(event.connection, &event.kind, true);
+        }
+    }
+
+    fn is_retired(&self) -> bool {
+        let node = self.node.as_ref();
+        node.is_some_and(|node| node.retired.load(Ordering::Relaxed))
+    }
+
+    /// The span in which what concerns a node is logged.
+    fn span(&self) -> Option<tracing::span::EnteredSpan> {
+        self.node.as_ref().map(|node| {
+            let name = Arc::clone(&node.name.lock());
+            let node = &*name;
+            tracing::info_span!("redis node", node).entered()
+        })
     }
 
     /// Looks whether a connection that flapped has become steady.
@@ -197,8 +251,9 @@ fn fold(history: &mut VecDeque<Event>, connection: usize, since_ms: u64) {
     });
 }
 
-/// Keeps an event. Failures for the same reason are one entry (attempts to connect are counted in
-/// it): or a long outage would push its own beginning out.
+/// Keeps an event. A connection's failures for the same reason are one entry, the newest (attempts
+/// to connect are counted in it): or a long outage would push its own beginning out, by itself or
+/// in turns with that of another connection.
 fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
     if keep == 0 {
         return;
@@ -207,17 +262,23 @@ fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
         let same = |kind: &EventKind| matches!(kind, EventKind::Flapping(earlier) if earlier.since_ms == state.since_ms);
         history.retain(|earlier| earlier.connection != event.connection || !same(&earlier.kind));
     }
-    if let Some(last) = history.back_mut()
-        && last.connection == event.connection
-        && same_failure(&last.kind, &event.kind)
-    {
-        *last = event.clone();
-        return;
-    }
-    if history.len() == keep {
+    let mut of_it = (0..history.len())
+        .rev()
+        .filter(|at| history[*at].connection == event.connection)
+        .take_while(|at| is_failure(&history[*at].kind));
+    if let Some(earlier) = of_it.find(|at| same_failure(&history[*at].kind, &event.kind)) {
+        history.remove(earlier);
+    } else if history.len() == keep {
         history.pop_front();
     }
     history.push_back(event.clone());
+}
+
+fn is_failure(kind: &EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::ConnectFailed { .. } | EventKind::CredentialsFailed { .. }
+    )
 }
 
 fn same_failure(a: &EventKind, b: &EventKind) -> bool {
@@ -293,6 +354,74 @@ mod tests {
             history[1].kind,
             EventKind::ConnectFailed { attempt: 999, .. }
         ));
+    }
+
+    #[test]
+    fn c14_outages_of_several_connections_leave_each_other_s_beginning_in_the_history() {
+        let hub = Hub::new(10);
+        for connection in 0..3 {
+            hub.emit(connection, lost());
+        }
+        for attempt in 1..200 {
+            for connection in 0..3 {
+                // Of two addresses, of which each fails in its own way.
+                let cause = if attempt % 2 == 0 {
+                    "refused"
+                } else {
+                    "no route"
+                };
+                hub.emit(connection, failed(attempt, cause));
+            }
+        }
+        let history = hub.history();
+        let names: Vec<_> = history.iter().map(|event| event.kind.name()).collect();
+        let expected = [vec!["lost"; 3], vec!["connect_failed"; 6]].concat();
+        assert_eq!(names, expected);
+        assert!(history.is_sorted_by_key(|event| event.seq), "oldest first");
+        let newest = &history.last().unwrap().kind;
+        assert!(matches!(
+            newest,
+            EventKind::ConnectFailed { attempt: 199, .. }
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn t18_what_a_node_suffered_is_over_once_others_serve_in_its_place() {
+        let hub = Hub::new(100);
+        let node = hub.of_node("10.0.0.1:6379".into(), 1_024);
+        for _ in 0..14 {
+            node.emit(0, lost());
+            node.emit(0, connected());
+            tokio::time::advance(Duration::from_millis(400)).await;
+        }
+        node.emit(0, lost());
+        node.emit(1, lost());
+        node.emit(1, connected());
+        hub.emit(7, lost());
+        assert!(hub.flaps().is_some());
+        let mut live = hub.subscribe();
+        node.retire(&[(0, 5), (1, 0)]);
+        // The tasks of what was left have yet to end.
+        node.emit(0, failed(2, "refused"));
+        node.emit(0, EventKind::Fenced { id: 9 });
+        assert_eq!(hub.flaps(), None);
+        let incidents = hub.incidents();
+        let of_node = |at: usize| incidents.iter().filter(move |one| one.connection == at);
+        assert!(of_node(1_024).all(|one| one.recovery_ms.is_some() && one.refused >= 5));
+        assert_eq!(
+            of_node(7).filter(|one| one.recovery_ms.is_none()).count(),
+            1
+        );
+        let mut told = Vec::new();
+        while let Ok(event) = live.live.try_recv() {
+            told.push((event.connection, event.kind.name()));
+        }
+        let expected = ["retired", "flapping_ended", "fenced"];
+        assert_eq!(told, expected.map(|name| (1_024, name)));
+        // Started anew, as the one that it is now.
+        let again = hub.of_node("10.0.0.1:6379".into(), 1_024);
+        again.emit(0, lost());
+        assert_eq!(hub.flaps(), None, "counted anew");
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ pub struct Incident {
     /// Requests whose outcome is unknown.
     pub unknown: usize,
     /// The time from being noticed to being in service again, of one that flapped for the last
-    /// time; absent while it lasts.
+    /// time; of a node of a cluster also to others serving in its place. Absent while it lasts.
     pub recovery_ms: Option<u64>,
 }
 
@@ -64,7 +64,9 @@ impl Incidents {
             EventKind::ConnectFailed { cause, .. } => {
                 self.open(connection, at_ms, cause).failed_attempts += 1;
             }
-            EventKind::Connected { refused, .. } | EventKind::Recovered { refused, .. } => {
+            EventKind::Connected { refused, .. }
+            | EventKind::Recovered { refused, .. }
+            | EventKind::Retired { refused } => {
                 if let Some(incident) = self.current(connection) {
                     incident.refused += *refused;
                     if let EventKind::Recovered { unknown, .. } = kind {
@@ -75,6 +77,11 @@ impl Incidents {
             }
             _ => {}
         }
+    }
+
+    /// Whether an outage of this connection is not over.
+    pub(crate) fn lasts(&mut self, connection: usize) -> bool {
+        self.current(connection).is_some()
     }
 
     fn current(&mut self, connection: usize) -> Option<&mut Incident> {

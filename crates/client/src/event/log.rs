@@ -66,6 +66,7 @@ fn log_aloud(connection: usize, kind: &EventKind) {
         EventKind::Flapping(state) => log_flapping(connection, state),
         EventKind::FlappingEnded(state) => log_steady(connection, state),
         EventKind::Recovered { .. }
+        | EventKind::Retired { .. }
         | EventKind::Fenced { .. }
         | EventKind::Reauthenticated
         | EventKind::Closed { .. } => {

@@ -538,6 +538,40 @@ async fn t2_t16_t31_a_primary_that_is_killed_is_followed_to_its_replica_by_any_n
     .await;
 }
 
+#[tokio::test]
+async fn t18_a_node_that_flapped_and_was_succeeded_flaps_no_more_and_its_outage_is_over() {
+    let cluster = Cluster::start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let own = keys_of(&cluster, 0, 1).await.remove(0);
+    let set = cmd(&format!("SET {own} v"));
+    for _ in 0..40 {
+        let _ = client.send(&set).await;
+        if client.status().flapping.is_some() {
+            break;
+        }
+        let kill = ["CLIENT", "KILL", "TYPE", "normal"];
+        cluster.node(0).command(&kill).await.unwrap();
+        tokio::time::sleep(ms(100)).await;
+    }
+    assert!(client.status().flapping.is_some());
+    cluster.node(0).kill().await;
+    until("its replica serves", || {
+        let told = client.history().into_iter();
+        told.map(|event| event.kind.name())
+            .any(|name| name == "retired")
+    })
+    .await;
+    assert_eq!(client.status().flapping, None);
+    let incidents = client.incidents();
+    let over = incidents.iter().all(|one| one.recovery_ms.is_some());
+    assert!(over, "{incidents:#?}");
+    assert_eq!(client.close(ms(1_000)).await.unfinished, 0);
+    assert_eq!(client.close(ms(1_000)).await.unfinished, 0);
+    let closed = client.history().into_iter();
+    let closed = closed.filter(|event| event.node.is_none() && event.kind.name() == "closed");
+    assert_eq!(closed.count(), 1, "told once");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t32_calls_and_pipelines_of_every_slot_wait_through_an_election_in_their_order() {
     // As servers are by default: while one slot has no primary, every node refuses.

@@ -61,6 +61,8 @@ pub(crate) enum OutageEnd {
     Reconnected,
     /// The part that had not answered did so again.
     Recovered,
+    /// Others serve in the place of a node of a cluster.
+    Succeeded,
 }
 
 /// The impact on callers while it lasted.
@@ -123,6 +125,10 @@ impl Outages {
             } => {
                 let told = (*refused, *unknown as u64);
                 state.back(connection, at_ms, OutageEnd::Recovered, told, counts);
+            }
+            EventKind::Retired { refused } => {
+                let told = (*refused, 0);
+                state.back(connection, at_ms, OutageEnd::Succeeded, told, counts);
             }
             EventKind::Flapping(told) => {
                 state.flap_since(told.since_ms, told.reconnects, &told.cause);
@@ -431,6 +437,27 @@ mod tests {
         assert_eq!(
             (&only["ended_by"], &only["detection_ms"], &only["refused"]),
             (&json!("recovered"), &json!(500.0), &json!(40))
+        );
+    }
+
+    #[test]
+    fn s5_an_outage_of_a_node_is_over_when_others_serve_in_its_place() {
+        let outages = Outages::default();
+        happens(&outages, 100, lost(), counts(0, 0, 0));
+        let retired = EventKind::Retired { refused: 7 };
+        happens(&outages, 900, retired, counts(0, 0, 0));
+        let only = &list(&outages, counts(0, 0, 0))[0];
+        assert_eq!(
+            (&only["ended_by"], &only["ended_ms"], &only["refused"]),
+            (&json!("succeeded"), &json!(900), &json!(7))
+        );
+        assert!(outages.state.lock().away.is_empty());
+        happens(&outages, 1_000, lost(), counts(0, 0, 0));
+        happens(&outages, 1_100, connected(), counts(0, 0, 0));
+        assert_eq!(
+            outages.current(counts(0, 0, 0)),
+            None,
+            "another's is its own"
         );
     }
 

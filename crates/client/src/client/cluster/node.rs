@@ -191,6 +191,12 @@ impl Node {
         } else {
             LAST_ANSWERS
         };
+        let shared = &self.client.inner.shared;
+        let links = shared.links.iter();
+        let refused: Vec<_> = links
+            .map(|link| (link.index, link.queue.take_refused()))
+            .collect();
+        shared.hub.retire(&refused);
         // At once: until it is closed, the node may be started anew.
         left_behind.add(&self.id, self.client.inner.shared.fences.abandoned());
         // Where the client's own tasks live: whoever finds out need not be in a runtime.

@@ -80,6 +80,7 @@ impl Cluster {
             self.retire_if_replaced(&known, &node);
         }
         drop(known);
+        self.let_replicas_go();
         self.take_its_word(view);
         self.tell_state();
         self.version.send_modify(|version| *version += 1);

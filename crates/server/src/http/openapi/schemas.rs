@@ -256,7 +256,7 @@ fn outage_schema() -> Value {
             "of": {"type": "string", "enum": ["redis", "database", "reads"]},
             "began_ms": {"type": "integer", "description": "Milliseconds since 1970"},
             "ended_ms": {"type": ["integer", "null"], "description": "null while it lasts"},
-            "ended_by": {"enum": ["reconnected", "recovered", null]},
+            "ended_by": {"enum": ["reconnected", "recovered", "succeeded", null]},
             "cause": {"type": "string"},
             "detection_ms": {"type": ["number", "null"], "description": "For how long Redis had been silent when it was noticed"},
             "attempts": count("Attempts to connect that failed"),
