@@ -304,6 +304,7 @@ impl Client {
             Arc::clone(&self.inner.shared),
             Arc::clone(&self.inner.connector),
             None,
+            self.inner.home.discovery(),
         )
     }
 
@@ -313,7 +314,12 @@ impl Client {
     /// refused; one hash tag (`{…}`) gives channels one slot.
     pub fn pubsub_for(&self, channel: impl AsRef<[u8]>) -> PubSub {
         match &self.inner.cluster {
-            Some(cluster) => cluster.pubsub_for(Slot::of_key(channel.as_ref())),
+            Some(cluster) => {
+                let slot = Slot::of_key(channel.as_ref());
+                let (connector, shared) = (cluster.connector_of(slot), &self.inner.shared);
+                let discovery = self.inner.home.discovery();
+                PubSub::start(Arc::clone(shared), connector, Some(slot), discovery)
+            }
             None => self.pubsub(),
         }
     }

@@ -62,7 +62,9 @@ pub enum PubSubEvent {
 }
 
 /// Subscriptions on a connection of their own, from [`Client::pubsub`](crate::Client::pubsub). Ends
-/// when it is dropped, and when the client is closed.
+/// when it is dropped, and when the client is closed. It outlives the client that is only dropped:
+/// of a cluster, or a primary that sentinels watch, it keeps alive what finds the servers, with
+/// their connections.
 ///
 /// For one that is slow, 4 096 messages are kept, of no more bytes than
 /// [`buffered_bytes`](crate::ClientBuilder::buffered_bytes); those past that are dropped and
@@ -91,6 +93,8 @@ pub struct PubSub {
     control: PubSubControl,
     heard: FeedReader,
     lodging: Arc<Lodging>,
+    /// Lives as long as this: what finds the server, where that is not always the same.
+    _discovery: Option<Arc<dyn std::fmt::Debug + Send + Sync>>,
 }
 
 /// Changes the subscriptions of a [`PubSub`] from elsewhere.
@@ -182,10 +186,12 @@ const CHANGES: usize = 1024;
 
 impl PubSub {
     /// `slot`: in a cluster, to whose owner the connector connects, if not to any node.
+    /// `discovery`: what finds that, to be kept alive.
     pub(crate) fn start(
         shared: Arc<Shared>,
         connector: Arc<Connector>,
         slot: Option<Slot>,
+        discovery: Option<Arc<dyn std::fmt::Debug + Send + Sync>>,
     ) -> Self {
         let (changes, taken) = mpsc::channel(CHANGES);
         let (feed, heard) = feed::pair(shared.settings.buffered_bytes);
@@ -206,6 +212,7 @@ impl PubSub {
             },
             heard,
             lodging,
+            _discovery: discovery,
         }
     }
 

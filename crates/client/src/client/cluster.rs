@@ -63,7 +63,6 @@ use crate::link::connect::{Connector, Transport};
 use crate::link::shared::Shared;
 use crate::membership::Membership;
 use crate::own_writes::OwnWrites;
-use crate::pubsub::PubSub;
 use crate::settings::Settings;
 use crate::target::{Address, Role, Target};
 use crate::task::Apart;
@@ -315,13 +314,13 @@ impl Cluster {
         nodes.iter().map(|node| node.client.clone()).collect()
     }
 
-    /// Subscriptions to sharded channels of this slot.
-    pub(crate) fn pubsub_for(self: &Arc<Self>, slot: Slot) -> PubSub {
+    /// What connects subscribers of this slot's sharded channels, to its owner.
+    pub(crate) fn connector_of(self: &Arc<Self>, slot: Slot) -> Arc<Connector> {
         let settings = Arc::clone(&self.shared.settings);
         let roaming = Arc::new(Roaming::new(Arc::clone(&settings), Some(slot)));
         roaming.belongs_to(self);
         let connector = Connector::new(settings, self.provider.clone(), roaming);
-        PubSub::start(Arc::clone(&self.shared), Arc::new(connector), Some(slot))
+        Arc::new(connector)
     }
 
     /// Returns where the owner of a slot is, by the newest view.

@@ -82,6 +82,12 @@ impl Home {
         Ok(state.runtime.clone())
     }
 
+    /// The tasks, if they find out which server serves, for somebody to keep alive.
+    pub(crate) fn discovery(self: &Arc<Self>) -> Option<Arc<dyn std::fmt::Debug + Send + Sync>> {
+        let discovers = self.cluster.is_some() || self.shared.discovery.is_some();
+        discovers.then(|| Arc::clone(self) as _)
+    }
+
     /// Takes the tasks, to wait for their end.
     pub(crate) fn take_tasks(&self) -> Vec<Owned<()>> {
         std::mem::take(&mut self.state.lock().tasks)

@@ -1132,6 +1132,51 @@ async fn t15_a_sharded_subscriber_follows_its_slot_and_a_plain_one_any_member() 
     heard(&mut plain, "after").await;
 }
 
+#[tokio::test]
+async fn t15_a_subscriber_outlives_the_last_client_and_still_finds_a_node() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let channel = keys_of(&cluster, 0, 1).await.remove(0);
+    let mut sharded = client.pubsub_for(&channel);
+    sharded.ssubscribe(channel.as_str()).await.unwrap();
+    let mut plain = client.pubsub();
+    plain.subscribe("news").await.unwrap();
+    drop(client);
+    cluster.migrate(slot(&channel), 0, 1).await.unwrap();
+    for node in cluster.nodes() {
+        node.command(&["CLIENT", "KILL", "TYPE", "pubsub"])
+            .await
+            .unwrap();
+    }
+    let publishes = async {
+        loop {
+            for (command, channel) in [("SPUBLISH", channel.as_str()), ("PUBLISH", "news")] {
+                let publish = [command, channel, "after"];
+                cluster.node(1).command(&publish).await.unwrap();
+            }
+            tokio::time::sleep(ms(50)).await;
+        }
+    };
+    let hear = async {
+        for subscriber in [&mut sharded, &mut plain] {
+            let mut lost = false;
+            loop {
+                match subscriber.next().await.expect("it goes on") {
+                    PubSubEvent::Lost { .. } => lost = true,
+                    PubSubEvent::Message { .. } if lost => break,
+                    _ => {}
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = publishes => {}
+        () = hear => {}
+        () = tokio::time::sleep(Duration::from_secs(60)) => panic!("nobody finds a node for them"),
+    }
+    plain.subscribe("more").await.unwrap();
+}
+
 /// Waits for a message, and lets nothing else pass but that the subscriptions stand.
 async fn heard(subscriber: &mut PubSub, wanted: &str) {
     loop {
