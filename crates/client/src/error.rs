@@ -205,8 +205,9 @@ pub enum ErrorKind {
         /// The number of replicas that were asked for.
         wanted: u32,
     },
-    /// A dedicated connection could not be opened for this call.
-    #[error("cannot open a dedicated connection: {cause}")]
+    /// There is no connection for this call: a dedicated one could not be opened, or the client is
+    /// not connected yet.
+    #[error("cannot connect: {cause}")]
     Connect {
         /// The cause.
         cause: Arc<str>,

@@ -572,6 +572,47 @@ async fn t18_a_node_that_flapped_and_was_succeeded_flaps_no_more_and_its_outage_
     assert_eq!(closed.count(), 1, "told once");
 }
 
+/// Takes its time to look a name up.
+#[derive(Debug)]
+struct DistantNames;
+
+impl Resolve for DistantNames {
+    fn resolve(&self, _: &str, port: u16) -> BoxFuture<'_, std::io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move {
+            tokio::time::sleep(ms(800)).await;
+            Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))])
+        })
+    }
+}
+
+#[tokio::test]
+async fn t5_the_first_connections_are_made_side_by_side_and_who_is_late_is_named() {
+    let builder = Cluster::builder().primaries(8).replicas(0).each(|redis| {
+        redis
+            .config("cluster-announce-hostname", "localhost")
+            .config("cluster-preferred-endpoint-type", "hostname")
+    });
+    let cluster = builder.start().await.unwrap();
+    let builder = || {
+        Client::builder(&cluster.url())
+            .unwrap()
+            .resolver(DistantNames)
+    };
+    let builder = || builder().connect_timeout(ms(4_000));
+    let connected = builder().deadline(ms(6_000)).connect().await;
+    assert_eq!(connected.unwrap().state(), ConnectionState::Ready);
+    // Known, and not yet connected.
+    let frozen = cluster.node(0);
+    frozen.freeze().unwrap();
+    let error = builder().deadline(ms(5_000)).connect().await.unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("7 of 8 primaries are connected"), "{error}");
+    assert!(
+        error.contains(&format!(":{}", frozen.addr().port())),
+        "{error}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t32_calls_and_pipelines_of_every_slot_wait_through_an_election_in_their_order() {
     // As servers are by default: while one slot has no primary, every node refuses.

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use steadfast_core::slot::SlotRange;
 
 use super::Cluster;
+use super::node::Node;
 use crate::clock;
 use crate::error::{Error, ErrorKind};
 use crate::link::ConnectionState;
@@ -213,35 +215,60 @@ impl Cluster {
     pub(crate) async fn first_connections(&self, limit: Duration) -> Result<(), Error> {
         let connected = async {
             let mut version = self.version.subscribe();
-            while self.routes.owners().is_empty() {
-                if version.changed().await.is_err() {
-                    return Ok(());
+            loop {
+                let owners = self.routes.owners();
+                let mut nodes = Vec::with_capacity(owners.len());
+                for owner in owners {
+                    nodes.extend(self.node(owner)?);
+                }
+                // All are dialled by now, each by itself.
+                let ready = nodes.iter().map(|node| async move {
+                    let mut state = node.client.inner.shared.links[0].state.subscribe();
+                    let is_ready = |state: &ConnectionState| *state == ConnectionState::Ready;
+                    let _ = state.wait_for(is_ready).await;
+                });
+                let ready = async {
+                    match nodes.is_empty() {
+                        true => std::future::pending().await,
+                        false => join_all(ready).await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    _ = ready => return Ok(()),
+                    // The owners may be others now.
+                    changed = version.changed() => if changed.is_err() {
+                        return Ok(());
+                    },
                 }
             }
-            for owner in self.routes.owners() {
-                let Some(node) = self.node(owner)? else {
-                    continue;
-                };
-                let link = &node.client.inner.shared.links[0];
-                let mut state = link.state.subscribe();
-                let _ = state
-                    .wait_for(|state| *state == ConnectionState::Ready)
-                    .await;
-            }
-            Ok(())
         };
-        clock::timeout(limit, connected).await.unwrap_or_else(|| {
-            let of_node = self.primaries().iter().find_map(|client| {
-                let status = client.status();
-                let ready = status.state == ConnectionState::Ready;
-                status.last_error.filter(|_| !ready)
-            });
-            let cause = of_node.map(Arc::from).or_else(|| self.trouble());
-            let cause = cause.unwrap_or_else(|| {
-                format!("no node of the cluster has answered within {limit:?}").into()
-            });
-            Err(Error::not_sent(ErrorKind::Connect { cause }))
-        })
+        let connected = clock::timeout(limit, connected).await;
+        connected.unwrap_or_else(|| Err(self.not_connected_within(limit)))
+    }
+
+    /// Says how far it has come.
+    fn not_connected_within(&self, limit: Duration) -> Error {
+        let owners = self.routes.owners();
+        let told = || match self.trouble() {
+            Some(trouble) => trouble,
+            None => format!("no node of the cluster has answered within {limit:?}").into(),
+        };
+        let nodes: Vec<_> = owners
+            .iter()
+            .filter_map(|owner| self.routes.node(*owner))
+            .collect();
+        let is_ready = |node: &Arc<Node>| node.client.state() == ConnectionState::Ready;
+        let late = nodes.iter().find(|node| !is_ready(node));
+        let cause = late.map_or_else(told, |late| {
+            let ready = nodes.iter().filter(|node| is_ready(node)).count();
+            let error = late.client.status().last_error;
+            let why = error.unwrap_or_else(|| "it is being connected to".to_owned());
+            let (at, all) = (late.endpoint(), owners.len());
+            let within = format!("{ready} of {all} primaries are connected within {limit:?}");
+            format!("{within}; {at}: {why}").into()
+        });
+        Error::not_sent(ErrorKind::Connect { cause })
     }
 }
 
