@@ -38,7 +38,7 @@ use crate::link::crossing::CrossingTurn;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::sentinel::InLine;
-use crate::wire::queue::{Gate, Submission, SubmitQueue, Submitted};
+use crate::wire::queue::{Encoded, Gate, PerhapsEncoded, Submission, SubmitQueue, Submitted};
 use crate::wire::slot::Rejoin;
 
 /// Runs one call from beginning to end.
@@ -155,6 +155,8 @@ struct AttemptHistory<'a> {
     /// Whether an error said that this server serves no more, in words that may be a script's.
     doubtful: bool,
     suspicion: Suspicion,
+    /// Its bytes, if they were made ahead and not submitted yet.
+    encoded: Option<Encoded>,
     /// The time of its last answer, if this process did not stand still meanwhile.
     answered: Option<Instant>,
     /// The refusal after which a dedicated connection must not be used again.
@@ -177,6 +179,7 @@ impl Call<'_> {
     async fn run(&self, options: &CallOptions, carried: &mut Carried) -> Result<Reply, Error> {
         let mut again = AttemptHistory {
             suspicion: carried.suspicion,
+            encoded: carried.encoded.take(),
             ..AttemptHistory::default()
         };
         let mut began = self.started;
@@ -277,9 +280,21 @@ impl Call<'_> {
         again.epoch = self.link.map_or(0, Link::epoch);
         let places = self.plan.places.as_deref();
         let share = places.map(|places| places.share(self.queue));
-        let submit = || match self.plan.asking {
-            false => self.queue.submit(submission, self.payload),
-            true => self.queue.submit_asking(submission, Asking(self.payload)),
+        let mut ahead = again.encoded.take();
+        let mut submit = || {
+            let (payload, encoded) = (self.payload, ahead.take());
+            match self.plan.asking {
+                false => {
+                    let request = payload;
+                    let request = PerhapsEncoded { request, encoded };
+                    self.queue.submit(submission, request)
+                }
+                true => {
+                    let request = Asking(payload);
+                    let request = PerhapsEncoded { request, encoded };
+                    self.queue.submit_asking(submission, request)
+                }
+            }
         };
         let Submitted { pending, seq } = match submit() {
             Err(_) if self.queue.is_orphaned() => {

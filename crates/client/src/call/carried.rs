@@ -1,14 +1,17 @@
 //! What a call carries from its attempts at one node to those at another.
 
 use crate::error::Certainty;
+use crate::wire::queue::Encoded;
 
 /// The traces of a call's attempts at one node, for those at another.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Carried {
     /// The certainty of the last attempt by itself, where an earlier one may have run: its error
     /// says then that the outcome of the whole is unknown.
     pub(crate) alone: Option<Certainty>,
     pub(crate) suspicion: Suspicion,
+    /// The bytes of its first attempt, if they were made ahead.
+    pub(crate) encoded: Option<Encoded>,
 }
 
 /// The connections that have ended at a call, or while it was under way.

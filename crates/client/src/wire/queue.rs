@@ -132,8 +132,55 @@ pub(crate) trait Encode {
         0
     }
 
+    /// Takes its bytes, if it was encoded ahead.
+    fn take_encoded(&mut self) -> Option<Encoded> {
+        None
+    }
+
     /// Appends its bytes, as [`Batch::push`] asks.
     fn encode(self, out: &mut Vec<u8>) -> usize;
+}
+
+/// A large request that is bytes already, so that whoever submits it under a lock copies nothing.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    bytes: Vec<u8>,
+    commit: usize,
+}
+
+impl Encoded {
+    /// Encodes a request, if it is large.
+    pub(crate) fn ahead(request: impl Encode) -> Option<Self> {
+        let size = request.size();
+        (size >= PIECE).then(|| {
+            let mut bytes = Vec::with_capacity(size);
+            let commit = request.encode(&mut bytes);
+            Self { bytes, commit }
+        })
+    }
+}
+
+/// A request, and its bytes if it was encoded ahead.
+pub(crate) struct PerhapsEncoded<R> {
+    pub(crate) request: R,
+    pub(crate) encoded: Option<Encoded>,
+}
+
+impl<R: Encode> Encode for PerhapsEncoded<R> {
+    fn size(&self) -> usize {
+        match &self.encoded {
+            Some(encoded) => encoded.bytes.len(),
+            None => self.request.size(),
+        }
+    }
+
+    fn take_encoded(&mut self) -> Option<Encoded> {
+        self.encoded.take()
+    }
+
+    fn encode(self, out: &mut Vec<u8>) -> usize {
+        self.request.encode(out)
+    }
 }
 
 impl<F: FnOnce(&mut Vec<u8>) -> usize> Encode for F {
@@ -238,11 +285,17 @@ impl SubmitQueue {
         &self,
         job: impl FnOnce(Ticket) -> Job,
         submission: Submission,
-        request: impl Encode,
+        mut request: impl Encode,
     ) -> Result<Submitted, Error> {
+        // Of a pipeline of very many commands that takes its time too.
+        let (size, encoded) = (request.size(), request.take_encoded());
         let mut queue = self.lock();
         self.admit(&mut queue, &submission)?;
-        let size = request.size();
+        if let Some(Encoded { bytes, commit }) = encoded {
+            return Ok(self.push(queue, job, submission, |batch, job, terms| {
+                batch.push_encoded(job, terms, bytes, commit);
+            }));
+        }
         if size < PIECE {
             return Ok(self.push(queue, job, submission, |batch, job, terms| {
                 batch.push(job, terms, |out| request.encode(out));

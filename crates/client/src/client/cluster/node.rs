@@ -7,19 +7,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use steadfast_core::command::Effect;
-use steadfast_core::conn::Reply;
+use steadfast_core::conn::{PIECE, Reply};
 use steadfast_core::node::{Endpoint, NodeId};
 
 use super::hunt::LeftBehind;
 use super::whereabouts::{MemberFacts, Whereabouts};
 use crate::call;
-use crate::call::plan::{Payload, Plan};
+use crate::call::plan::{Asking, Payload, Plan};
 use crate::call::{Carried, Suspicion};
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::ConnectionState;
 use crate::options::CallOptions;
+use crate::wire::queue::{Encode, Encoded, Gate};
 
 /// See the module.
 pub(super) struct Node {
@@ -92,27 +93,51 @@ impl Node {
     ///
     /// Connections to other nodes may have ended at the call: what is suspected of it goes with it,
     /// and comes back with the result.
-    pub(super) async fn attempt_after(
-        &self,
-        payload: Payload<'_>,
+    ///
+    /// A large request is encoded by this function itself, not by the first poll of what it
+    /// returns, which may be under the locks of slots that other nodes have too.
+    pub(super) fn attempt_after<'a>(
+        &'a self,
+        payload: Payload<'a>,
         plan: Plan,
-        options: &CallOptions,
+        options: &'a CallOptions,
         times: (Instant, Duration),
         suspicion: Suspicion,
-    ) -> (Result<Reply, Error>, bool, Suspicion) {
+    ) -> impl Future<Output = (Result<Reply, Error>, bool, Suspicion)> + Send + 'a {
         let mut carried = Carried {
             suspicion,
+            encoded: self.encoded_ahead(payload, &plan, options),
             ..Carried::default()
         };
-        let tried = self.attempt_once(payload, plan, options, times, &mut carried);
-        let result = tried.await;
-        let Carried { alone, suspicion } = carried;
-        match alone {
-            None => (result, false, suspicion),
-            Some(alone) => {
-                let result = result.map_err(|error| error.of_certainty(alone));
-                (result, true, suspicion)
+        async move {
+            let tried = self.attempt_once(payload, plan, options, times, &mut carried);
+            let result = tried.await;
+            let suspicion = carried.suspicion;
+            match carried.alone {
+                None => (result, false, suspicion),
+                Some(alone) => {
+                    let result = result.map_err(|error| error.of_certainty(alone));
+                    (result, true, suspicion)
+                }
             }
+        }
+    }
+
+    /// The bytes of a large request, if it is likely to be sent.
+    fn encoded_ahead(
+        &self,
+        payload: Payload<'_>,
+        plan: &Plan,
+        options: &CallOptions,
+    ) -> Option<Encoded> {
+        let queue = &self.client.inner.shared.links[plan.route.link].queue;
+        let takes = || matches!(queue.gate(), Gate::Open | Gate::Waiting);
+        if has_own_connection(plan, options) || payload.size() < PIECE || !takes() {
+            return None;
+        }
+        match plan.asking {
+            false => Encoded::ahead(payload),
+            true => Encoded::ahead(Asking(payload)),
         }
     }
 
@@ -125,8 +150,7 @@ impl Node {
         carried: &mut Carried,
     ) -> Result<Reply, Error> {
         let inner = &*self.client.inner;
-        let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
-        if plan.blocking.is_none() && !waits {
+        if !has_own_connection(&plan, options) {
             let times = (started, limit);
             return call::call_within(&inner.shared, payload, plan, options, times, carried).await;
         }
@@ -274,6 +298,12 @@ impl Node {
     }
 }
 
+/// Whether a call takes a connection of its own: it blocks, or waits for replicas.
+fn has_own_connection(plan: &Plan, options: &CallOptions) -> bool {
+    let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
+    plan.blocking.is_some() || waits
+}
+
 /// Whether a call that failed so on a node that owns its slot no more goes on at the one that does.
 pub(super) fn may_go_on(error: &Error, effect: Effect) -> bool {
     let left = matches!(
@@ -288,5 +318,60 @@ pub(super) fn may_go_on(error: &Error, effect: Effect) -> bool {
         Certainty::NotSent | Certainty::Rejected => true,
         // The new owner has succeeded it by a newer epoch: what the old one still applies is lost.
         Certainty::Unknown => matches!(effect, Effect::Read | Effect::LastWins),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use steadfast_core::report::ClusterReport;
+    use steadfast_core::slot::Slot;
+    use steadfast_core::topology::View;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn t5_the_first_poll_of_a_large_request_copies_nothing_under_the_locks_of_its_slot() {
+        let builder = crate::Client::builder("redis-cluster://127.0.0.1:9").expect("a good url");
+        let client = builder.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let text = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-16383\n";
+        let nodes = redis::Value::BulkString(text.into());
+        let now = clock::now();
+        let view = View {
+            by: None,
+            host: "127.0.0.1".into(),
+            asked: now,
+            heard: now,
+            tls: false,
+            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
+            info: None,
+        };
+        assert!(cluster.believe(&view).ignored.is_none());
+        let owner = cluster.routes.owner(Slot::new(7).expect("a slot"));
+        let node = cluster.node(owner.expect("it is known"));
+        let node = node.ok().flatten().expect("it is started");
+        let size = 4 << 20;
+        let set = redis::cmd("SET").arg("k").arg(vec![0_u8; size]).to_owned();
+        let payload = Payload::Command(&set);
+        let options = CallOptions::new();
+        for (submitted, asking) in [(1, false), (2, true)] {
+            let plan = payload.plan(1, true).expect("it may be sent");
+            let plan = Plan { asking, ..plan };
+            let times = (clock::now(), Duration::from_secs(9));
+            let attempt = node.attempt_after(payload, plan, &options, times, Suspicion::default());
+            let mut attempt = pin!(attempt);
+            let polls = allocation_counter::measure(|| {
+                let polled = attempt
+                    .as_mut()
+                    .poll(&mut Context::from_waker(Waker::noop()));
+                assert!(polled.is_pending(), "it waits for a connection");
+            });
+            assert!(polls.bytes_max < PIECE as u64, "{polls:?}");
+            let queue = &node.client.inner.shared.links[0].queue;
+            assert_eq!(queue.in_flight(), submitted, "it was submitted");
+        }
     }
 }

@@ -48,6 +48,47 @@ impl<F: FnOnce()> Encode for Large<F> {
     }
 }
 
+/// A request that looks at its queue as it is measured, and is never encoded.
+struct Measured<'a>(&'a SubmitQueue);
+
+impl Encode for Measured<'_> {
+    fn size(&self) -> usize {
+        assert!(self.0.inner.try_lock().is_some(), "measured under the lock");
+        PIECE
+    }
+
+    fn encode(self, _: &mut Vec<u8>) -> usize {
+        panic!("it is encoded already");
+    }
+}
+
+#[test]
+fn t5_what_was_encoded_ahead_is_not_copied_and_nothing_is_measured_under_the_lock() {
+    const FAR: Duration = Duration::from_secs(60);
+    let queue = SubmitQueue::new(BOUNDS);
+    assert!(Encoded::ahead(Large(PIECE - 1, || ())).is_none(), "short");
+    let request = PerhapsEncoded {
+        encoded: Encoded::ahead(Large(PIECE, || ())),
+        request: Measured(&queue),
+    };
+    assert!(queue.submit(submission(FAR), request).is_ok());
+    let small = PerhapsEncoded {
+        encoded: None,
+        request: |out: &mut Vec<u8>| {
+            out.push(b'y');
+            out.len()
+        },
+    };
+    assert!(queue.submit(submission(FAR), small).is_ok());
+    assert_eq!(queue.lock().bytes(), PIECE + 1);
+    let unencoded = PerhapsEncoded {
+        encoded: None,
+        request: Large(PIECE, || assert_eq!(queue.in_flight(), 2)),
+    };
+    assert!(queue.submit(submission(FAR), unencoded).is_ok());
+    assert_eq!(queue.in_flight(), 3);
+}
+
 #[test]
 fn t31_parts_of_a_call_take_one_place_together_until_the_last_is_answered() {
     const FAR: Duration = Duration::from_secs(60);
