@@ -40,6 +40,10 @@ pub enum Trigger {
     /// A server contradicts the view: MOVED, READONLY, a switch that a sentinel announces. It is
     /// asked as soon as allowed.
     Contradiction,
+    /// A MOVED has named the new owner of a slot, a member that is known, and the slot was given to
+    /// it. Where slots move one by one that comes again and again, and each time the view changes:
+    /// the first is followed as soon as allowed, and while they go on, less often.
+    Patched,
     /// Something is not found, or does not answer. Others may know why; while they do not, they
     /// are asked less often.
     Doubt,
@@ -72,6 +76,10 @@ pub struct DiscoveryGate {
     triggered: bool,
     /// One of the reasons was a contradiction.
     contradicted: bool,
+    /// One of the reasons for the next discovery was more than a slot that was patched.
+    grave: bool,
+    /// The same of the discovery that runs, or has run last.
+    was_grave: bool,
     /// A reason came while a discovery ran, whose answers may be older.
     again: bool,
     /// The last discovery has explained what asked for it.
@@ -96,6 +104,8 @@ impl DiscoveryGate {
             running: false,
             triggered: true,
             contradicted: false,
+            grave: true,
+            was_grave: true,
             again: false,
             explained: false,
             started: None,
@@ -110,6 +120,12 @@ impl DiscoveryGate {
         if trigger == Trigger::Contradiction {
             self.pause = self.config.shortest;
             self.contradicted = true;
+        }
+        if trigger == Trigger::Patched {
+            self.pause = self.pause.min(self.longest_when_well());
+            self.contradicted = true;
+        } else {
+            self.grave = true;
         }
         if trigger != Trigger::Loss {
             self.put_off = None;
@@ -136,6 +152,7 @@ impl DiscoveryGate {
                 self.pause = self.config.shortest;
             }
             self.running = true;
+            self.was_grave = std::mem::take(&mut self.grave) || !self.triggered;
             self.again = false;
             self.put_off = None;
             self.started = Some(now);
@@ -150,10 +167,12 @@ impl DiscoveryGate {
         if self.explained {
             self.triggered = self.again;
             self.contradicted &= self.again;
+        } else {
+            self.grave |= self.was_grave;
         }
-        if explained == Explained::Yes {
+        if explained == Explained::Yes && self.was_grave {
             self.pause = self.config.shortest;
-        } else if explained == Explained::AllWell {
+        } else if self.explained {
             self.pause = (self.pause * 2).min(self.longest_when_well());
             self.share = 1.0;
         } else if !self.again {

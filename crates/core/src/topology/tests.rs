@@ -599,6 +599,55 @@ fn t4_a_trigger_is_followed_ever_less_often_until_a_view_explains_it() {
 }
 
 #[test]
+fn t4_slots_that_move_one_by_one_are_asked_after_less_often_and_anything_graver_at_once() {
+    let begun = start();
+    let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, begun);
+    assert!(gate.poll(begun));
+    gate.finished(Explained::Yes, begun);
+    let patched = |gate: &mut DiscoveryGate, now: &mut Instant, lasts: Duration| {
+        let (until, mut discoveries) = (*now + lasts, 0);
+        while *now < until {
+            gate.trigger(Trigger::Patched, *now);
+            assert!(gate.is_contradicted());
+            if gate.poll(*now) {
+                discoveries += 1;
+                gate.finished(Explained::Yes, *now + ms(3));
+            }
+            *now += ms(56);
+        }
+        discoveries
+    };
+    let mut now = begun + Duration::from_secs(10);
+    assert_eq!(
+        patched(&mut gate, &mut now, ms(50)),
+        1,
+        "the first, at once"
+    );
+    let discoveries = patched(&mut gate, &mut now, ms(5_600));
+    assert!((7..=12).contains(&discoveries), "{discoveries} in 5.6 s");
+    // A trigger is followed until it is explained, and never after much longer.
+    gate.trigger(Trigger::Patched, now);
+    for _ in 0..5 {
+        now = gate.poll_timeout().expect("it is due");
+        assert!(gate.poll(now));
+        gate.finished(Explained::NotYet, now);
+        gate.trigger(Trigger::Patched, now);
+        assert!(gate.poll_timeout() <= Some(now + ms(800)));
+    }
+    gate.trigger(Trigger::Contradiction, now);
+    assert!(gate.poll_timeout() <= Some(now + ms(100)));
+    now += ms(100);
+    assert!(gate.poll(now));
+    gate.finished(Explained::Yes, now);
+    assert!(!gate.is_contradicted());
+    gate.trigger(Trigger::Doubt, now);
+    assert!(
+        gate.poll_timeout() <= Some(now + ms(100)),
+        "the short pauses"
+    );
+}
+
+#[test]
 fn t4_doubts_that_never_change_anything_are_followed_less_often_and_a_new_trouble_at_once() {
     let begun = start();
     let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, begun);

@@ -265,6 +265,10 @@ impl Cluster {
     /// Waits a little while a server has contradicted what is known and no view explains it.
     async fn settled(&self, deadline: Instant) {
         let until = deadline.min(clock::now() + self.settings().reconnect_grace);
+        if self.gate.lock().is_contradicted() {
+            // However often slots have moved of late: somebody waits for it.
+            self.trigger(Trigger::Contradiction);
+        }
         // The first answer may be that of a node which has not heard of it.
         while self.gate.lock().is_contradicted() && clock::now() < until {
             clock::sleep(SETTLING).await;

@@ -34,6 +34,13 @@ impl Cluster {
             self.publish_member(&mut known, target);
         }
         let owner = known.topology.owner(redirect.slot);
+        let trigger = match moved {
+            Moved::Known(_) => None,
+            Moved::Patched(target) if known.topology.member(target).id.is_some() => {
+                Some(Trigger::Patched)
+            }
+            _ => Some(Trigger::Contradiction),
+        };
         drop(known);
         // Who has told of the new owner before may not have come to hand the slot over yet: a
         // command that went by the routes would go to the old owner again, and use up its redirects
@@ -42,8 +49,8 @@ impl Cluster {
         if owner.map(MemberIndex::number) != routed {
             self.hand_over([redirect.slot]);
         }
-        if !matches!(moved, Moved::Known(_)) {
-            self.trigger(Trigger::Contradiction);
+        if let Some(trigger) = trigger {
+            self.trigger(trigger);
         }
         match moved {
             Moved::Patched(_) | Moved::Known(_) => Some(Aim::Owner),
