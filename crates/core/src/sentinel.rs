@@ -15,6 +15,15 @@
 //!
 //! To be *confirmed* takes more than to be believed: a majority of all sentinels that are known,
 //! not only of those that answer, within the last moments.
+//!
+//! A sentinel that was replaced must not count for ever among those that are known, or after a few
+//! replacements there is no majority any more. Nor may one that is only cut off be forgotten, or
+//! the few on this side of a partition become the majority. So three things come together before
+//! one is forgotten: it has not answered for a minute; no other has told of it for as long, and a
+//! sentinel goes on telling of those that it cannot reach until an operator resets it; and of all
+//! that ever answered at the same time at least half answer now. Few sentinels that have lost their
+//! memory in a partition are not enough, then: what was known of the others stays. With just half
+//! of them neither side can elect. A seed always counts, because an operator has named it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +46,9 @@ pub struct CouncilConfig {
     /// For how long no sentinel may have told the believed epoch before a lower one is believed.
     /// Default 10 s.
     pub unconfirmed: Duration,
+    /// For how long a sentinel must have been silent, and no other have told of it, before it is
+    /// forgotten. Default 60 s, several rounds of questions.
+    pub forgotten_after: Duration,
 }
 
 impl Default for CouncilConfig {
@@ -44,6 +56,7 @@ impl Default for CouncilConfig {
         Self {
             fresh: Duration::from_secs(10),
             unconfirmed: Duration::from_secs(10),
+            forgotten_after: Duration::from_secs(60),
         }
     }
 }
@@ -97,12 +110,16 @@ pub struct SentinelCouncil {
     believed: Option<Primacy>,
     /// When the question was sent whose answer last told the believed primary and epoch.
     told: Option<Instant>,
+    /// The sentinels that have answered at the same time, at most, since some were forgotten last.
+    most_answered: usize,
 }
 
 #[derive(Debug, Default)]
 struct Sentinel {
-    /// When others told of it. `None` of a seed.
+    /// When others first told of it. `None` of a seed.
     learnt: Option<Instant>,
+    /// When others last told of it.
+    named: Option<Instant>,
     /// The identity under which others told of it.
     told_id: Option<Arc<str>>,
     testimony: Option<Testimony>,
@@ -152,6 +169,7 @@ impl SentinelCouncil {
                 .collect(),
             believed: None,
             told: None,
+            most_answered: 0,
         }
     }
 
@@ -170,6 +188,7 @@ impl SentinelCouncil {
     pub fn learn(&mut self, peers: &[PeerSentinel], now: Instant) {
         for peer in peers {
             if let Some(known) = self.sentinels.get_mut(&peer.endpoint) {
+                known.named = known.named.max(Some(now));
                 if known.learnt.is_some() && peer.run_id.is_some() {
                     known.told_id.clone_from(&peer.run_id);
                 }
@@ -187,6 +206,7 @@ impl SentinelCouncil {
             }
             let learnt = Sentinel {
                 learnt: Some(now),
+                named: Some(now),
                 told_id: peer.run_id.clone(),
                 testimony: None,
             };
@@ -209,6 +229,7 @@ impl SentinelCouncil {
             return Heard::Outdated;
         }
         sentinel.testimony = Some(testimony);
+        self.forget(now);
         self.note_told();
         let Some((primary, epoch, since)) = self.elect(now) else {
             return Heard::Unchanged;
@@ -311,6 +332,43 @@ impl SentinelCouncil {
             .map(|testimony| testimony.asked)
             .min()?;
         Some((elected.clone(), newest, asked))
+    }
+
+    /// Forgets those that were replaced: see the module. Of a seed only its last answer is
+    /// forgotten, by which it voted and told how many there are.
+    fn forget(&mut self, now: Instant) {
+        let mut answering = BTreeSet::new();
+        let mut signs: BTreeMap<String, Instant> = BTreeMap::new();
+        for (endpoint, sentinel) in &self.sentinels {
+            let voter = sentinel.voter(endpoint);
+            let answered = sentinel.testimony.as_ref().map(|own| own.asked);
+            // Each under all of its names.
+            if let Some(sign) = answered.max(sentinel.named) {
+                let last = signs.entry(voter.clone()).or_insert(sign);
+                *last = (*last).max(sign);
+            }
+            if self.counts(sentinel, now) {
+                answering.insert(voter);
+            }
+        }
+        self.most_answered = self.most_answered.max(answering.len());
+        if answering.len() * 2 < self.most_answered {
+            return;
+        }
+        let limit = self.config.forgotten_after;
+        let mut forgot = false;
+        self.sentinels.retain(|endpoint, sentinel| {
+            let sign = signs.get(&sentinel.voter(endpoint));
+            if sign.is_none_or(|at| now.saturating_duration_since(*at) <= limit) {
+                return true;
+            }
+            forgot = true;
+            sentinel.testimony = None;
+            sentinel.learnt.is_none()
+        });
+        if forgot {
+            self.most_answered = answering.len();
+        }
     }
 
     fn note_told(&mut self) {

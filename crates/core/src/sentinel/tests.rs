@@ -165,19 +165,19 @@ fn t17_a_sentinel_with_two_names_has_one_vote() {
 fn t31_sentinels_that_are_told_of_take_no_place_of_a_seed_and_are_bounded() {
     let now = start();
     let mut council = council();
-    let peers = |names: std::ops::Range<u32>| -> Vec<PeerSentinel> {
+    let nameless = |names: std::ops::Range<u32>| -> Vec<PeerSentinel> {
         let peer = |n| PeerSentinel {
             endpoint: at(&format!("p{n}")),
             run_id: None,
         };
         names.map(peer).collect()
     };
-    council.learn(&peers(0..100), now);
+    council.learn(&nameless(0..100), now);
     assert_eq!(council.sentinels().count(), MAX_SENTINELS);
     council.hear(&at("p0"), says("a", 1, now), now);
     let later = now + secs(11);
     council.hear(&at("p0"), says("a", 1, later), later);
-    council.learn(&peers(100..200), later);
+    council.learn(&nameless(100..200), later);
     assert!(council.sentinels().any(|known| *known == at("p100")));
     assert_eq!(council.sentinels().count(), MAX_SENTINELS);
     for kept in ["s1", "s2", "s3", "p0"] {
@@ -288,4 +288,127 @@ fn t26_whoever_answers_at_the_address_of_another_sentinel_is_not_heard() {
     council.learn(&[told("theirs")], now);
     let heard = council.hear(&at("inner"), foreign, now);
     assert!(matches!(heard, Heard::Switched { .. }), "{heard:?}");
+}
+
+/// Told by their addresses, with ids as all since Redis 6.2 have them.
+fn peers(names: &[&str]) -> Vec<PeerSentinel> {
+    let peer = |name: &&str| PeerSentinel {
+        endpoint: at(name),
+        run_id: Some((*name).into()),
+    };
+    names.iter().map(peer).collect()
+}
+
+/// One round of questions: each of these answers under its own id, and tells of the others that it
+/// knows.
+fn round(council: &mut SentinelCouncil, answer: &[(&str, &str)], tell: &[&str], now: Instant) {
+    for (address, id) in answer {
+        let others: Vec<&str> = tell.iter().copied().filter(|one| one != id).collect();
+        council.learn(&peers(&others), now);
+        let mut testimony = says("a", 4, now);
+        testimony.monitored.other_sentinels = others.len();
+        testimony.sentinel = Some((*id).into());
+        council.hear(&at(address), testimony, now);
+    }
+}
+
+fn votes(council: &SentinelCouncil, now: Instant) -> (usize, usize) {
+    let confirmation = council.confirmation(now).expect("there is one");
+    (confirmation.votes, confirmation.voters)
+}
+
+#[test]
+fn t19_sentinels_that_were_replaced_vote_no_longer() {
+    let now = start();
+    let mut council = SentinelCouncil::new([at("seed")], CouncilConfig::default());
+    let generation = |n: usize| ["x", "y", "z"].map(|name| format!("{name}{n}"));
+    // Each time all three at once; the seed is a name that leads to one of those that live.
+    for n in 0..12 {
+        let names = generation(n);
+        let [x, y, z] = [&*names[0], &*names[1], &*names[2]];
+        let answer = [("seed", x), (x, x), (y, y), (z, z)];
+        for second in (0..120).step_by(5) {
+            let then = now + secs(n as u64 * 120 + second);
+            round(&mut council, &answer, &[x, y, z], then);
+            if second > 65 {
+                assert_eq!(votes(&council, then), (3, 3), "{n}, {second} s");
+                assert!(council.is_proven(secs(60), then), "{n}, {second} s");
+            }
+        }
+    }
+    assert_eq!(council.sentinels().count(), 4);
+}
+
+#[test]
+fn t19_a_sentinel_that_is_cut_off_counts_for_as_long_as_another_tells_of_it() {
+    let now = start();
+    let mut council = SentinelCouncil::new([at("x")], CouncilConfig::default());
+    let all = ["x", "y", "z"];
+    round(&mut council, &all.map(|one| (one, one)), &all, now);
+    assert!(council.is_proven(secs(60), now));
+    for second in (5..600).step_by(5) {
+        let then = now + secs(second);
+        round(&mut council, &[("x", "x")], &all, then);
+        assert_eq!(votes(&council, then).1, 3, "{second} s");
+        assert!(second <= 60 || !council.is_proven(secs(60), then));
+    }
+}
+
+#[test]
+fn t19_few_that_have_lost_their_memory_do_not_become_the_majority() {
+    let now = start();
+    let mut council = SentinelCouncil::new([at("v")], CouncilConfig::default());
+    let all = ["v", "w", "x", "y", "z"];
+    round(&mut council, &all.map(|one| (one, one)), &all, now);
+    // Two of five are cut off with the client, and were reset: they know of nobody else.
+    for second in (5..600).step_by(5) {
+        let then = now + secs(second);
+        round(&mut council, &[("v", "v"), ("w", "w")], &["v", "w"], then);
+        let fresh = if second <= 10 { 5 } else { 2 };
+        assert_eq!(votes(&council, then), (fresh, 5), "{second} s");
+        assert!(second <= 60 || !council.is_proven(secs(60), then));
+    }
+    // Three of five were a majority before.
+    for second in (600..700).step_by(5) {
+        let then = now + secs(second);
+        let few = ["v", "w", "x"];
+        round(&mut council, &few.map(|one| (one, one)), &few, then);
+        assert!(council.is_proven(secs(60), then), "{second} s");
+    }
+}
+
+#[test]
+fn t19_a_seed_counts_for_ever_but_not_by_what_it_said_before_it_was_replaced() {
+    let now = start();
+    let mut council = SentinelCouncil::new(["s1", "s2"].map(at), CouncilConfig::default());
+    let before = ["o1", "o2", "o3", "o4", "o5", "o6"];
+    round(&mut council, &[("s1", "o1"), ("s2", "o2")], &before, now);
+    assert_eq!(votes(&council, now), (2, 6));
+    // The other seed leads to a new trio, and the first one to nothing any more.
+    let trio = ["n1", "n2", "n3"];
+    let answer = [("s2", "n1"), ("n1", "n1"), ("n2", "n2"), ("n3", "n3")];
+    for second in (5..120).step_by(5) {
+        let then = now + secs(second);
+        round(&mut council, &answer, &trio, then);
+        if second > 65 {
+            assert_eq!(votes(&council, then), (3, 4), "{second} s");
+            assert!(council.is_proven(secs(60), then));
+            assert_eq!(council.sentinels().count(), 5);
+        }
+    }
+}
+
+#[test]
+fn t19_a_seed_that_is_down_and_told_of_by_another_name_has_one_vote_still() {
+    let now = start();
+    let mut council = council();
+    let ids = ["i1", "i2", "i3"];
+    let seeds = [("s1", "i1"), ("s2", "i2"), ("s3", "i3")];
+    round(&mut council, &seeds, &ids, now);
+    for second in (5..300).step_by(5) {
+        let then = now + secs(second);
+        round(&mut council, &seeds[..2], &ids, then);
+        assert!(council.is_proven(secs(60), then), "{second} s");
+        assert_eq!(votes(&council, then).1, 3, "{second} s");
+    }
 }
