@@ -98,7 +98,7 @@ mod tests {
             ("redis-cluster://a,,b", "has no host"),
             ("redis-cluster://a,b:x", "host 2 is no address of a node"),
             ("redis-cluster://a,password=s3cret", "host 2 is no address"),
-            ("redis-cluster://ada:99/s3cret@h/0", "%XX"),
+            ("redis-cluster://ada:99/s3cret@h/0", "percent-encode"),
             ("redis-cluster://h?wat=1", "unknown parameter `wat`"),
             ("redis-cluster://h?sentinel_user=x", "only where sentinels"),
         ] {

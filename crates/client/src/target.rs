@@ -81,6 +81,15 @@ impl Target {
     /// `rediss-sentinel://…`. And `redis-cluster://[user:password@]host[:port][,host[:port]…]`,
     /// `rediss-cluster://…`.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
+        let read = Self::read(text);
+        match divided_password(text) {
+            // Whatever else is wrong would have to be quoted, and may be the password.
+            true if read.is_err() || has_stray_at(text) => Err(bad_url(DIVIDED.into())),
+            _ => read,
+        }
+    }
+
+    fn read(text: &str) -> Result<Self, ConfigError> {
         let divided = SENTINELS.divide(text).or_else(|| NODES.divide(text));
         let (one_host, other_hosts) = divided.unwrap_or_else(|| (text.to_owned(), Vec::new()));
         let url = Url::parse(&one_host).map_err(|error| bad_url(error.to_string()))?;
@@ -117,6 +126,7 @@ impl Target {
             target.db = database(path_db)?;
         }
         let (mut sentinel_user, mut sentinel_password) = (None, None);
+        let has_password = url.query_pairs().any(|(key, _)| is_password(&key));
         for (key, value) in url.query_pairs() {
             match &*key {
                 "sentinel_user" | "sentinel_password" if !sentinels => {
@@ -130,6 +140,8 @@ impl Target {
                 "user" => user = value.into_owned(),
                 "pass" | "password" => password = Some(value.into_owned()),
                 "protocol" => target.protocol = protocol(&value)?,
+                // An `&` in the password begins another parameter.
+                _ if has_password => return Err(bad_url(UNKNOWN_BESIDE_PASSWORD.into())),
                 other => return Err(bad_url(format!("unknown parameter `{other}`"))),
             }
         }
@@ -181,6 +193,30 @@ fn says_no_password(url: &str) -> bool {
         .rsplit_once('@')
         .is_some_and(|(user, _)| user.ends_with(':'))
 }
+
+/// Returns whether an `@` comes after what may have ended the host's part of a URL: then it is not
+/// known where the password ends.
+fn divided_password(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.find(['/', '?', '#'])
+        .is_some_and(|end| rest[end..].contains('@'))
+}
+
+/// Returns whether a URL has an `@` in its fragment, which means nothing in it.
+fn has_stray_at(url: &str) -> bool {
+    url.split_once('#')
+        .is_some_and(|(_, fragment)| fragment.contains('@'))
+}
+
+fn is_password(key: &str) -> bool {
+    matches!(key, "pass" | "password" | "sentinel_password")
+}
+
+const DIVIDED: &str = "there is an `@` behind a `/`, `?` or `#`: percent-encode what is special in \
+     user name and password (`/` as %2F, `?` as %3F, `#` as %23, `@` as %40)";
+
+const UNKNOWN_BESIDE_PASSWORD: &str = "it has an unknown parameter, which is not shown because it \
+     may be part of the password: percent-encode what is special in that (`&` as %26)";
 
 const USER_ALONE: &str = "a user name without a password, which may have been forgotten: for a user that \
      needs none (`nopass`) put a colon behind the name, as in redis://user:@host";
@@ -286,11 +322,50 @@ mod tests {
             ("redis://:s3cret@h:0", "port 0"),
             ("not a url", "cannot be read"),
             ("redis://u@h", "put a colon behind the name"),
-            ("redis://u@h/?user=u:@x", "put a colon behind the name"),
+            ("redis://u@h/?user=u:@x", "percent-encode"),
         ] {
             let error = Target::parse(url).expect_err(url).to_string();
             assert!(error.contains(want), "{url}: {error}");
             assert!(!error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn c14_a_password_that_is_not_encoded_is_never_shown_wherever_it_is_taken_to_end() {
+        for url in [
+            "redis://app:123/s3cret@host:6379",
+            "redis://:p@ss/s3cret@host",
+            "redis://app:s3cret/1@host",
+            "redis://app:12?s3cret@host",
+            "redis://app:12?db=s3cret@host",
+            "redis://app:12?protocol=s3cret@host",
+            "redis://app:12#s3cret@host",
+            "redis://:p#s3cret@host",
+            "rediss://app:12/s3cret@host/0?protocol=resp3",
+            "redis-sentinel://app:12/s3cret@host/main",
+            "redis-sentinel://app:12?s3cret@host/main",
+            "redis-sentinel://app:12/m/s3cret@host",
+            "redis-cluster://app:12?s3cret@host",
+            "redis-cluster://app:12#s3cret@host",
+            "unix://app:12?s3cret@/run/redis.sock",
+        ] {
+            let error = Target::parse(url).expect_err(url).to_string();
+            assert!(error.contains("percent-encode"), "{url}: {error}");
+            assert!(!error.contains("s3cret"), "{url}: {error}");
+        }
+        for url in ["redis://h?password=a&s3cret", "redis://h?pass=a&s3=cret"] {
+            let error = Target::parse(url).expect_err(url).to_string();
+            assert!(error.contains("%26"), "{url}: {error}");
+            assert!(!error.contains("s3"), "{url}: {error}");
+        }
+        // Where it stands for itself, it is taken.
+        let target = Target::parse("redis://h/1?user=a@b&password=p@ss").expect("a good url");
+        let credentials = target.credentials.expect("it names a user");
+        assert_eq!(
+            (credentials.user(), credentials.password()),
+            ("a@b", "p@ss")
+        );
+        let target = Target::parse("unix:///run/@redis").expect("a good url");
+        assert_eq!(target.address.to_string(), "/run/@redis");
     }
 }

@@ -110,7 +110,7 @@ mod tests {
             ("redis-sentinel://a,b:0/m", "port 0"),
             ("redis-sentinel://h/m/x", "`x` is not a database number"),
             ("redis-sentinel://h/m?wat=1", "unknown parameter `wat`"),
-            ("redis-sentinel://ada:99/s3cret@h/0", "%XX"),
+            ("redis-sentinel://ada:99/s3cret@h/0", "percent-encode"),
             ("redis-sentinel://u@h/m", "put a colon behind the name"),
             ("redis://h/0?sentinel_user=x", "only where sentinels"),
             ("redis-sentinel://h/m?sentinel_user=x", "sentinel_password"),
