@@ -178,7 +178,7 @@ pub enum ErrorKind {
     /// its connection.
     #[error("nobody serves the client: {why}")]
     Runtime {
-        /// The one of the two that it is, and what to do.
+        /// The fault of the runtime, and what to do.
         why: &'static str,
     },
     /// No majority of sentinels has confirmed the primary lately, and the call may write: see

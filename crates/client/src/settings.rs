@@ -81,6 +81,12 @@ pub(crate) struct Settings {
 /// Health that must last before the allowance for short interruptions is whole again.
 pub(crate) const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
+/// The most connections for commands that block: more than a server takes from one address.
+const MOST_BLOCKING: usize = 1 << 16;
+
+/// The least age at which connections may be replaced: with less the client would do nothing else.
+const LEAST_AGE: Duration = Duration::from_millis(100);
+
 impl Settings {
     /// Returns the least deadline with which a call tells of the server when it passes: one with
     /// less has run out of its own time.
@@ -126,7 +132,7 @@ impl Settings {
             repeat_without_fence: false,
             repeat_only_reads: false,
             reply_limits: Limits::default(),
-            seed: seed(),
+            seed: random_seed(),
         }
     }
 
@@ -209,6 +215,9 @@ impl Settings {
                 "needs sentinels: use a URL of the scheme redis-sentinel",
             );
         }
+        if self.max_age.is_some_and(|age| age < LEAST_AGE) {
+            return refuse("max_age", "must be at least 100 ms");
+        }
         if self
             .primary_proof
             .is_some_and(|within| within < Duration::from_millis(500))
@@ -240,6 +249,9 @@ impl Settings {
         if self.connections == 0 || self.connections > 1024 {
             return refuse("connections", "must be from 1 to 1024");
         }
+        if self.blocking_connections > MOST_BLOCKING {
+            return refuse("blocking_connections", "must be at most 65536");
+        }
         if self.in_flight == 0 {
             return refuse("in_flight", "must be at least 1");
         }
@@ -264,8 +276,9 @@ fn refuse(setting: &'static str, why: &str) -> Result<(), ConfigError> {
     })
 }
 
-/// Jitter must differ from process to process, or a fleet reconnects in step.
-fn seed() -> u64 {
+/// Returns another seed each time. Jitter must differ from process to process, or a fleet reconnects
+/// in step.
+pub(crate) fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new()
         .build_hasher()
@@ -275,6 +288,7 @@ fn seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Client, ClientBuilder};
 
     #[test]
     fn settings_that_cannot_work_are_named() {
@@ -294,5 +308,65 @@ mod tests {
         assert!(said.contains("wait_for_primary"), "{said}");
         settings.wait_for_primary = Duration::from_millis(250);
         assert!(settings.validate().is_ok());
+    }
+
+    /// The extremes of one kind of setting: each is refused by its name, or works.
+    #[track_caller]
+    fn each<T: Copy + std::fmt::Debug>(
+        name: &str,
+        values: impl IntoIterator<Item = T>,
+        set: impl Fn(ClientBuilder, T) -> ClientBuilder,
+    ) {
+        for value in values {
+            let builder = Client::builder("redis://127.0.0.1:1").expect("a good url");
+            if let Err(error) = set(builder, value).build() {
+                let error = error.to_string();
+                assert!(error.contains(name), "{name} of {value:?}: {error}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn c11_no_extreme_of_a_setting_panics_in_build() {
+        type Set<T> = fn(ClientBuilder, T) -> ClientBuilder;
+        let numbers: [(&str, Set<usize>); 5] = [
+            ("connections", ClientBuilder::connections),
+            ("in_flight", ClientBuilder::in_flight),
+            ("buffered_bytes", ClientBuilder::buffered_bytes),
+            ("blocking_connections", ClientBuilder::blocking_connections),
+            ("history", ClientBuilder::history),
+        ];
+        for (name, set) in numbers {
+            each(name, [0, 1, usize::MAX / 2, usize::MAX], set);
+        }
+        let times: [(&str, Set<Duration>); 11] = [
+            ("deadline", ClientBuilder::deadline),
+            (
+                "response_idle_timeout",
+                ClientBuilder::response_idle_timeout,
+            ),
+            ("unresponsive_timeout", ClientBuilder::unresponsive_timeout),
+            ("connect_timeout", ClientBuilder::connect_timeout),
+            ("reconnect_grace", ClientBuilder::reconnect_grace),
+            ("heartbeat", ClientBuilder::heartbeat),
+            ("max_age", ClientBuilder::max_age),
+            ("watchdog_timeout", ClientBuilder::watchdog_timeout),
+            ("wait_for_primary", ClientBuilder::wait_for_primary),
+            ("primary_proof", ClientBuilder::primary_proof),
+            ("max_lag", ClientBuilder::max_lag),
+        ];
+        for (name, set) in times {
+            let least = Duration::from_nanos(1);
+            // `watchdog_timeout` is judged by `connect_timeout`, which it is not shorter than.
+            let name = match name {
+                "connect_timeout" => "_timeout",
+                name => name,
+            };
+            each(name, [Duration::ZERO, least, Duration::MAX], set);
+        }
+        let most = Client::builder("redis://127.0.0.1:1").expect("a good url");
+        let error = most.blocking_connections(usize::MAX).build();
+        let error = error.expect_err("a semaphore has not so many").to_string();
+        assert!(error.contains("at most 65536"), "{error}");
     }
 }

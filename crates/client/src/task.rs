@@ -1,14 +1,18 @@
-//! A task that ends with whoever owns it, and places for the work of others' code.
+//! A task that ends with whoever owns it, places for the work of others' code, and whether a
+//! runtime can serve at all.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::clock;
+use crate::error::ConfigError;
 
 /// Passes an answer on, and has an error cost its task a turn. A refusal takes no wait: whoever
 /// asks again at once would never leave its thread, on which the task that connects may have to
@@ -97,9 +101,58 @@ impl Apart {
     }
 }
 
+/// Checks that a runtime has timers and IO. Without them every task of a client would panic, be
+/// started anew, and panic again. tokio tells only by a panic of its own, once.
+///
+/// # Errors
+/// It has not: which is missing.
+pub(crate) fn check_drivers(runtime: &Handle) -> Result<(), ConfigError> {
+    let _inside = runtime.enter();
+    let works = |probe: &dyn Fn()| catch_unwind(AssertUnwindSafe(probe)).is_ok();
+    if !works(&|| drop(tokio::time::sleep(Duration::ZERO))) {
+        return Err(ConfigError::RuntimeLacks { missing: "timers" });
+    }
+    let socket = || {
+        let bound = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0));
+        let Ok(socket) = bound else {
+            // Whether there is IO will be seen when it is needed.
+            return;
+        };
+        let _ = socket.set_nonblocking(true);
+        drop(tokio::net::UdpSocket::from_std(socket));
+    };
+    match works(&socket) {
+        true => Ok(()),
+        false => Err(ConfigError::RuntimeLacks { missing: "IO" }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::runtime::Builder;
+
     use super::*;
+    use crate::Client;
+
+    #[test]
+    fn c19_a_runtime_without_timers_or_io_is_refused_by_name() {
+        let build = |builder: &mut Builder| {
+            let runtime = builder.build().expect("a runtime");
+            let _inside = runtime.enter();
+            let client = Client::builder("redis://127.0.0.1:1").expect("a good url");
+            client.build().map(drop).map_err(|error| error.to_string())
+        };
+        for mut builder in [Builder::new_current_thread(), Builder::new_multi_thread()] {
+            let error = build(builder.enable_io()).expect_err("it has no timers");
+            assert!(error.contains("no timers"), "{error}");
+            assert!(error.contains("enable_all()"), "{error}");
+        }
+        for mut builder in [Builder::new_current_thread(), Builder::new_multi_thread()] {
+            let error = build(builder.enable_time()).expect_err("it has no IO");
+            assert!(error.contains("no IO"), "{error}");
+            assert_eq!(build(builder.enable_all()), Ok(()));
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn c8_what_keeps_its_thread_keeps_its_place_until_it_has_really_ended() {

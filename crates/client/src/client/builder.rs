@@ -20,6 +20,7 @@ use crate::sentinel::Translation;
 use crate::settings::SentinelTls;
 use crate::settings::Settings;
 use crate::target::{Address, Role, Target};
+use crate::task::check_drivers;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
@@ -162,15 +163,15 @@ impl ClientBuilder {
     }
 
     /// Connections for commands that block, opened when needed; one more such call at a time fails
-    /// as overloaded. Default: 4. Where no element may be lost with a call that is cancelled,
+    /// as overloaded. Default: 4; at most 65 536. Where no element may be lost with a call that is cancelled,
     /// BLMOVE serves and BLPOP does not: see [`Client::send`].
     pub fn blocking_connections(mut self, connections: usize) -> Self {
         self.settings.blocking_connections = connections;
         self
     }
 
-    /// Sets the age (up to a tenth less, at random) at which a connection is replaced. Default:
-    /// never. For load balancers that cut old connections, and for names that move to another
+    /// Sets the age (up to a tenth less, at random) at which a connection is replaced, at least 100
+    /// ms. Default: never. For load balancers that cut old connections, and for names that move to another
     /// server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session,
     /// which nothing can replace, ends.
     pub fn max_age(mut self, age: Duration) -> Self {
@@ -343,8 +344,10 @@ impl ClientBuilder {
     /// other executors; once its runtime has ended, it goes on in that of the next call.
     ///
     /// # Errors
-    /// A setting cannot work, or there is no tokio runtime.
+    /// A setting cannot work, or there is no tokio runtime, or one without timers or IO.
     pub fn build(self) -> Result<Client, ConfigError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
+        check_drivers(&runtime)?;
         if matches!(self.settings.target.address, Address::Cluster(_)) {
             return self.build_cluster();
         }

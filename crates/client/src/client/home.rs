@@ -17,7 +17,7 @@ use crate::link::alive::Alive;
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
 use crate::link::supervisor;
-use crate::task::Owned;
+use crate::task::{Owned, check_drivers};
 
 /// A client's tasks, which end with it.
 #[derive(Debug)]
@@ -68,6 +68,7 @@ impl Home {
         if self.shared.links.iter().any(|link| orphaned(&link.queue)) {
             let runtime =
                 Handle::try_current().map_err(|_| Error::not_sent(crate::wire::queue::ORPHANED))?;
+            check_drivers(&runtime).map_err(|_| Error::not_sent(NO_DRIVERS))?;
             for link in &self.shared.links {
                 link.queue.adopt();
             }
@@ -93,6 +94,12 @@ impl Home {
         std::mem::take(&mut self.state.lock().tasks)
     }
 }
+
+/// The message for a caller in a runtime in which the tasks cannot go on.
+const NO_DRIVERS: ErrorKind = ErrorKind::Runtime {
+    why: "the tokio runtime in which it lived has ended, and that of this call has no timers or no \
+          IO: call enable_all() on its builder",
+};
 
 fn start(
     shared: &Arc<Shared>,

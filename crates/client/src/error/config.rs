@@ -44,4 +44,12 @@ pub enum ConfigError {
     /// The builder was used outside a tokio runtime.
     #[error("a client lives on a tokio runtime: call build() inside one")]
     NoRuntime,
+    /// The tokio runtime cannot serve a client: it was built without timers, or without IO.
+    #[error(
+        "the tokio runtime has no {missing}: call enable_all() on its builder, as #[tokio::main] does"
+    )]
+    RuntimeLacks {
+        /// `timers` or `IO`.
+        missing: &'static str,
+    },
 }
