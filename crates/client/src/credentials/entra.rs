@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use azure_core::credentials::{AccessToken, Secret, TokenCredential};
 use azure_identity::{
@@ -71,14 +71,46 @@ struct TokenCache {
 struct TokenState {
     held: Option<Held>,
     failed: Option<CredentialsError>,
-    keeping: bool,
+    /// The task that keeps the token. It ends with the runtime of the call that started it.
+    keeper: Option<Owned<()>>,
 }
 
 #[derive(Clone)]
 struct Held {
     credentials: Credentials,
-    renew_at: Instant,
-    expires_at: Instant,
+    renew_at: Moment,
+    expires_at: Moment,
+}
+
+/// A moment to come, on the monotonic clock and by the calendar, whichever comes first: the former
+/// may stand still while a machine is suspended, and the latter be set back.
+#[derive(Clone, Copy)]
+struct Moment {
+    monotonic: Instant,
+    calendar: SystemTime,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self {
+            monotonic: tokio::time::Instant::now().into_std(),
+            calendar: calendar(),
+        }
+    }
+
+    fn after(self, time: Duration) -> Self {
+        Self {
+            monotonic: self.monotonic + time,
+            calendar: self.calendar + time,
+        }
+    }
+
+    /// Returns the time from `now` until then; zero once it has come.
+    fn left(self, now: Self) -> Duration {
+        let monotonic = self.monotonic.saturating_duration_since(now.monotonic);
+        let calendar = self.calendar.duration_since(now.calendar);
+        monotonic.min(calendar.unwrap_or_default())
+    }
 }
 
 impl EntraId {
@@ -146,12 +178,13 @@ impl EntraId {
         self
     }
 
-    /// Starts the task that keeps the token, with the first call.
+    /// Starts the task that keeps the token, with the first call, and with the next one after its
+    /// runtime has ended.
     fn keep(&self) {
         let mut state = self.shared.state.lock();
-        if !state.keeping {
-            state.keeping = true;
-            tokio::spawn(keep(Arc::downgrade(&self.shared)));
+        if state.keeper.as_ref().is_none_or(Owned::is_finished) {
+            let keeper = tokio::spawn(keep(Arc::downgrade(&self.shared)));
+            state.keeper = Some(Owned::new(keeper));
         }
     }
 
@@ -162,7 +195,7 @@ impl EntraId {
             {
                 let state = self.shared.state.lock();
                 match (&state.held, &state.failed) {
-                    (Some(held), _) if held.expires_at > now() => {
+                    (Some(held), _) if !held.expires_at.left(Moment::now()).is_zero() => {
                         return Ok(held.credentials.clone());
                     }
                     (_, Some(error)) => return Err(error.clone()),
@@ -196,7 +229,7 @@ impl CredentialsProvider for EntraId {
         let due = state
             .held
             .as_ref()
-            .map(|held| held.renew_at.saturating_duration_since(now()));
+            .map(|held| held.renew_at.left(Moment::now()));
         Some(due.unwrap_or_default().max(LOOK))
     }
 
@@ -232,6 +265,11 @@ async fn keep(shared: Weak<TokenCache>) {
             drop(provider);
             let step = tokio::time::Instant::now() + Duration::from_secs(10);
             tokio::time::sleep_until(until.min(step)).await;
+            // The machine may have been suspended, for which that clock stood still.
+            let is_due = |provider: Arc<TokenCache>| provider.pause(0, &mut rng) <= LOOK;
+            if failures == 0 && shared.upgrade().is_some_and(is_due) {
+                break;
+            }
         }
     }
 }
@@ -307,13 +345,12 @@ impl TokenCache {
         }
         let state = self.state.lock();
         let due = state.held.as_ref().map(|held| held.renew_at);
-        due.map_or(LOOK, |due| due.saturating_duration_since(now()))
-            .max(LOOK)
+        due.map_or(LOOK, |due| due.left(Moment::now())).max(LOOK)
     }
 
     fn tell_expiry(&self) {
         if let Some(held) = &self.state.lock().held {
-            let left = held.expires_at.saturating_duration_since(now());
+            let left = held.expires_at.left(Moment::now());
             crate::metrics::credentials_expire_in(left);
         }
     }
@@ -329,11 +366,11 @@ fn held(token: &AccessToken) -> Result<Held, CredentialsError> {
         ));
     }
     let left = (life / 3).max(MARGIN).min(life / 2);
-    let now = now();
+    let now = Moment::now();
     Ok(Held {
         credentials: Credentials::new(user, token.token.secret()),
-        renew_at: now + (life - left),
-        expires_at: now + life,
+        renew_at: now.after(life - left),
+        expires_at: now.after(life),
     })
 }
 
@@ -341,9 +378,13 @@ fn held(token: &AccessToken) -> Result<Held, CredentialsError> {
     clippy::disallowed_methods,
     reason = "a token says by the calendar when it expires"
 )]
+fn calendar() -> SystemTime {
+    SystemTime::now()
+}
+
 fn life_of(token: &AccessToken) -> Duration {
-    let since_1970 = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
+    let since_1970 = calendar()
+        .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     let expires = u64::try_from(token.expires_on.unix_timestamp()).unwrap_or_default();
     // A day is longer than any token lives; what claims more is not believed.
@@ -381,14 +422,90 @@ fn object_id(token: &str) -> Result<String, CredentialsError> {
     }
 }
 
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use azure_core::credentials::TokenRequestOptions;
+    use azure_core::time::OffsetDateTime;
+
     use super::*;
+
+    /// Gives tokens that live for so many seconds, and counts them.
+    #[derive(Debug)]
+    struct Issuer {
+        life: i64,
+        given: AtomicU32,
+    }
+
+    #[async_trait::async_trait]
+    impl TokenCredential for Issuer {
+        async fn get_token(
+            &self,
+            _scopes: &[&str],
+            _options: Option<TokenRequestOptions<'_>>,
+        ) -> azure_core::Result<AccessToken> {
+            let n = self.given.fetch_add(1, Ordering::Relaxed);
+            let claims = format!(r#"{{"oid":"a-b-c","n":{n}}}"#);
+            let claims = azure_core::base64::encode_url_safe(claims);
+            let now = calendar().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            let expires = now.as_secs() as i64 + self.life;
+            let expires = OffsetDateTime::from_unix_timestamp(expires).unwrap();
+            Ok(AccessToken::new(format!("h.{claims}.s"), expires))
+        }
+    }
+
+    #[test]
+    fn c16_a_token_is_renewed_again_in_another_runtime_once_that_of_the_first_call_has_ended() {
+        let issuer = Arc::new(Issuer {
+            life: 4,
+            given: AtomicU32::new(0),
+        });
+        let made = Arc::clone(&issuer);
+        let provider = EntraId::made_by(move || Ok(Arc::clone(&made) as _));
+        let run = |calls: u32| {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let runtime = builder.enable_all().build().unwrap();
+            runtime.block_on(async {
+                provider.credentials().await.unwrap();
+                while issuer.given.load(Ordering::Relaxed) < calls {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+        };
+        run(1);
+        let renewed = std::thread::scope(|scope| {
+            let second = scope.spawn(|| run(4));
+            (0..3_000).any(|_| {
+                std::thread::park_timeout(Duration::from_millis(10));
+                second.is_finished() || issuer.given.load(Ordering::Relaxed) >= 4
+            }) || {
+                // So that the test ends, too.
+                issuer.given.store(4, Ordering::Relaxed);
+                false
+            }
+        });
+        assert!(renewed, "the token is renewed no more");
+    }
+
+    #[test]
+    fn c16_a_token_expires_by_the_calendar_too_while_a_suspended_machine_counts_no_time() {
+        let hour = Duration::from_secs(3_600);
+        let begun = Moment::now();
+        let expires = begun.after(hour);
+        assert_eq!(expires.left(begun), hour);
+        let suspended = Moment {
+            calendar: begun.calendar + 2 * hour,
+            ..begun
+        };
+        assert_eq!(expires.left(suspended), Duration::ZERO);
+        let set_back = Moment {
+            monotonic: begun.monotonic + 2 * hour,
+            calendar: begun.calendar - hour,
+        };
+        assert_eq!(expires.left(set_back), Duration::ZERO);
+    }
 
     #[test]
     fn c16_a_token_that_cannot_be_read_is_an_error_and_never_the_default_user() {
