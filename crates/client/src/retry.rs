@@ -11,6 +11,7 @@ use steadfast_core::policy::retry::{GiveUp, Step};
 use steadfast_core::policy::{Backoff, Budget, RetryPolicy, RetryState, Stop};
 
 use crate::clock;
+use crate::settings::random_seed;
 
 type OnError<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
 type OnResult<T> = Box<dyn Fn(&T) -> bool + Send + Sync>;
@@ -46,7 +47,7 @@ pub struct Retry<'a, T, E> {
     if_result: Option<OnResult<T>>,
     before_pause: Option<BeforePause<E>>,
     budget: Option<&'a Budget>,
-    seed: u64,
+    seed: Option<u64>,
 }
 
 /// The state of a retry before a pause, for a callback that logs or counts.
@@ -157,7 +158,7 @@ impl<'a, T, E: fmt::Display + fmt::Debug> Retry<'a, T, E> {
             if_result: None,
             before_pause: None,
             budget: None,
-            seed: 0x5EED,
+            seed: None,
         }
     }
 
@@ -196,9 +197,11 @@ impl<'a, T, E: fmt::Display + fmt::Debug> Retry<'a, T, E> {
         self
     }
 
-    /// The seed of the jitter; a fleet wants a different one in each process.
+    /// The seed of the jitter, for tests that must repeat: each run then makes the same pauses.
+    /// Default: random, and another one for each run, so that callers which failed together do not
+    /// come back together.
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.seed = Some(seed);
         self
     }
 
@@ -213,7 +216,7 @@ impl<'a, T, E: fmt::Display + fmt::Debug> Retry<'a, T, E> {
     ) -> Result<T, RetryError<T, E>> {
         let started = clock::now();
         let deadline = self.deadline.and_then(|limit| started.checked_add(limit));
-        let rng = fastrand::Rng::with_seed(self.seed);
+        let rng = fastrand::Rng::with_seed(self.seed.unwrap_or_else(random_seed));
         let mut state = RetryState::new(self.policy.clone(), started, deadline, rng);
         if let Some(budget) = self.budget {
             budget.deposit(1);
@@ -358,6 +361,29 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    /// The pauses of one run, in which every attempt fails.
+    async fn pauses(retry: Retry<'_, (), String>) -> Vec<Duration> {
+        let made = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let kept = Arc::clone(&made);
+        let retry = retry.before_pause(move |pause| kept.lock().push(pause.pause));
+        retry.run(async || Err("no".into())).await.unwrap_err();
+        let made = made.lock();
+        made.clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_that_failed_together_do_not_come_back_together() {
+        let retry = || {
+            let wait = Backoff::full_jitter(seconds(1), seconds(60));
+            Retry::new(wait, Stop::after_attempts(5))
+        };
+        let all = futures_util::future::join_all((0..100).map(|_| pauses(retry()))).await;
+        let first: std::collections::BTreeSet<_> = all.iter().map(|pauses| pauses[0]).collect();
+        assert!(first.len() > 95, "{} of 100", first.len());
+        // A test that must repeat says so.
+        assert_eq!(pauses(retry().seed(7)).await, pauses(retry().seed(7)).await);
     }
 
     #[tokio::test(start_paused = true)]
