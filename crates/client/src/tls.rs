@@ -1,9 +1,13 @@
 //! TLS towards Redis by rustls, and plain words for each way in which it fails.
+//!
+//! Certificates from files may live for a day only, and are renewed in place. So the files are
+//! looked at before each connection, and read again if they have changed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio::net::TcpStream;
@@ -16,6 +20,11 @@ pub(crate) type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// The way to speak TLS. The default trusts the roots of the system and asks for at least TLS 1.2.
 ///
+/// Files are read when they are named, and again before a connection is made if they have changed
+/// since: certificates that are renewed in place are taken without a restart. What has changed and
+/// cannot be used, a half-written file say, is warned of once, and those that were read before stay
+/// in use. The roots of the system are read once.
+///
 /// ```no_run
 /// # fn main() -> Result<(), steadfast::ConfigError> {
 /// let tls = steadfast::Tls::new().ca_file("/etc/redis/ca.pem")?.server_name("redis.internal");
@@ -27,8 +36,24 @@ pub struct Tls {
     client: Option<Arc<ClientIdentity>>,
     server_name: Option<String>,
     only_tls13: bool,
-    config: Option<Arc<ClientConfig>>,
+    ca_file: Option<PathBuf>,
+    /// The files of the client's chain and of its key.
+    client_files: Option<(PathBuf, PathBuf)>,
+    prepared: Option<Arc<Mutex<Prepared>>>,
 }
+
+/// The configuration in use, which all connections of a client share.
+#[derive(Debug)]
+struct Prepared {
+    config: Arc<ClientConfig>,
+    /// The state of the files when they were read for it.
+    read: Vec<FileState>,
+    /// Their state when they could not be used, and that was told.
+    refused: Vec<FileState>,
+}
+
+/// The time of the last change of a file, and its size. `None` if it cannot be looked at.
+type FileState = Option<(SystemTime, u64)>;
 
 struct ClientIdentity {
     chain: Vec<CertificateDer<'static>>,
@@ -53,7 +78,9 @@ impl Tls {
     /// The file cannot be read or holds no certificate.
     pub fn ca_file(self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let pem = read(path.as_ref())?;
-        self.ca_pem(&pem)
+        let mut tls = self.ca_pem(&pem)?;
+        tls.ca_file = Some(path.as_ref().to_owned());
+        Ok(tls)
     }
 
     /// Trusts these certificates (PEM) instead of the system's roots.
@@ -68,11 +95,12 @@ impl Tls {
             })?;
         }
         self.roots = Some(Arc::new(roots));
+        self.ca_file = None;
         Ok(self)
     }
 
     /// Shows this certificate chain (PEM file) with its key (PEM file) to a server that asks for
-    /// one.
+    /// one. Files that are renewed are read again, both together: see [`Tls`].
     ///
     /// ```no_run
     /// use steadfast::{Client, Tls};
@@ -90,8 +118,10 @@ impl Tls {
         chain: impl AsRef<Path>,
         key: impl AsRef<Path>,
     ) -> Result<Self, ConfigError> {
-        let (chain, key) = (read(chain.as_ref())?, read(key.as_ref())?);
-        self.client_certificate_pem(&chain, &key)
+        let (chain, key) = (chain.as_ref(), key.as_ref());
+        let mut tls = self.client_certificate_pem(&read(chain)?, &read(key)?)?;
+        tls.client_files = Some((chain.to_owned(), key.to_owned()));
+        Ok(tls)
     }
 
     /// Shows this certificate chain, as [`client_certificate`](Self::client_certificate) does, from
@@ -105,6 +135,7 @@ impl Tls {
             why: "the client key holds no private key in PEM".into(),
         })?;
         self.client = Some(Arc::new(ClientIdentity { chain, key }));
+        self.client_files = None;
         Ok(self)
     }
 
@@ -120,12 +151,23 @@ impl Tls {
         self
     }
 
-    /// Builds the configuration once, at the door.
+    /// Builds the configuration at the door, where what cannot be used is refused.
     pub(crate) fn prepare(&mut self) -> Result<(), ConfigError> {
-        let roots = match &self.roots {
-            Some(roots) => Arc::clone(roots),
-            None => Arc::new(system_roots()?),
+        if self.roots.is_none() {
+            self.roots = Some(Arc::new(system_roots()?));
+        }
+        let prepared = Prepared {
+            config: self.configuration()?,
+            read: Vec::new(),
+            refused: Vec::new(),
         };
+        self.prepared = Some(Arc::new(Mutex::new(prepared)));
+        Ok(())
+    }
+
+    fn configuration(&self) -> Result<Arc<ClientConfig>, ConfigError> {
+        let none = || Arc::new(RootCertStore::empty());
+        let roots = self.roots.clone().unwrap_or_else(none);
         static BOTH: &[&SupportedProtocolVersion] =
             &[&rustls::version::TLS13, &rustls::version::TLS12];
         let versions = if self.only_tls13 { &BOTH[..1] } else { BOTH };
@@ -140,8 +182,51 @@ impl Tls {
                 .map_err(tls_error)?,
             None => builder.with_no_client_auth(),
         };
-        self.config = Some(Arc::new(config));
-        Ok(())
+        Ok(Arc::new(config))
+    }
+
+    /// Returns the configuration, of files that have changed anew.
+    async fn current(&self) -> Option<Arc<ClientConfig>> {
+        let prepared = self.prepared.as_ref()?;
+        let client = self
+            .client_files
+            .iter()
+            .flat_map(|(chain, key)| [chain, key]);
+        let mut found: Vec<FileState> = Vec::new();
+        // Before they are read: a change from now on is one for the next connection.
+        for file in self.ca_file.iter().chain(client) {
+            let state = tokio::fs::metadata(file).await.ok();
+            found.push(state.and_then(|state| Some((state.modified().ok()?, state.len()))));
+        }
+        if prepared.lock().read != found {
+            let read_again = self.read_again().await;
+            let mut prepared = prepared.lock();
+            match read_again {
+                Ok(config) => (prepared.config, prepared.read) = (config, found),
+                Err(error) if prepared.refused != found => {
+                    tracing::warn!(%error, "files for TLS have changed, and those before stay in use");
+                    prepared.refused = found;
+                }
+                Err(_) => {}
+            }
+        }
+        let config = Arc::clone(&prepared.lock().config);
+        Some(config)
+    }
+
+    async fn read_again(&self) -> Result<Arc<ClientConfig>, ConfigError> {
+        let read = async |path: &Path| {
+            let read = tokio::fs::read(path).await;
+            read.map_err(|error| unreadable(path, &error))
+        };
+        let mut tls = self.clone();
+        if let Some(file) = &self.ca_file {
+            tls = tls.ca_pem(&read(file).await?)?;
+        }
+        if let Some((chain, key)) = &self.client_files {
+            tls = tls.client_certificate_pem(&read(chain).await?, &read(key).await?)?;
+        }
+        tls.configuration()
     }
 
     /// Speaks TLS on a socket that is connected to `host` at `address`.
@@ -157,7 +242,12 @@ impl Tls {
             cause,
         };
         let name = self.name_for(host).map_err(failed)?;
-        let config = self.config.clone();
+        let config = clock::timeout(limit, self.current()).await;
+        let config = config.ok_or_else(|| {
+            failed(format!(
+                "the files of certificates were not read within {limit:?}"
+            ))
+        })?;
         let config = config.ok_or_else(|| failed("tls is not prepared".into()))?;
         let connector = tokio_rustls::TlsConnector::from(config);
         clock::timeout(limit, connector.connect(name, tcp))
@@ -178,9 +268,13 @@ impl Tls {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    std::fs::read(path).map_err(|error| ConfigError::Tls {
+    std::fs::read(path).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
+    ConfigError::Tls {
         why: format!("cannot read {}: {error}", path.display()),
-    })
+    }
 }
 
 fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
@@ -259,5 +353,44 @@ pub(crate) fn explain(error: &std::io::Error) -> String {
             | AlertDescription::HandshakeFailure,
         ) => format!("the server refused our certificate, or wants one: {tls}"),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn renew(folder: &Path) {
+        let key = rcgen::generate_simple_self_signed(["us".to_owned()]).expect("a certificate");
+        let chain = std::fs::write(folder.join("chain.pem"), key.cert.pem());
+        chain.expect("it is written");
+        let key = std::fs::write(folder.join("key.pem"), key.signing_key.serialize_pem());
+        key.expect("it is written");
+    }
+
+    #[tokio::test]
+    async fn c17_certificates_that_are_renewed_in_their_files_are_taken_by_the_next_connection() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [chain, key] = ["chain.pem", "key.pem"].map(|name| folder.path().join(name));
+        renew(folder.path());
+        let tls = Tls::new().ca_file(&chain).expect("it is one");
+        let mut tls = tls.client_certificate(&chain, &key).expect("it is one");
+        tls.prepare().expect("they go together");
+        let current = async || tls.current().await.expect("it is prepared");
+        let first = current().await;
+        assert!(Arc::ptr_eq(&first, &current().await), "nothing has changed");
+        renew(folder.path());
+        let second = current().await;
+        assert!(!Arc::ptr_eq(&first, &second), "they were renewed");
+        // Half written: what is in use stays in use.
+        let whole = std::fs::read(&key).expect("it is there");
+        std::fs::write(&key, &whole[..whole.len() / 2]).expect("it is written");
+        assert!(Arc::ptr_eq(&second, &current().await));
+        std::fs::remove_file(&key).expect("it is there");
+        assert!(Arc::ptr_eq(&second, &current().await));
+        renew(folder.path());
+        let third = current().await;
+        assert!(!Arc::ptr_eq(&second, &third));
+        assert!(Arc::ptr_eq(&third, &current().await), "and is read once");
     }
 }
