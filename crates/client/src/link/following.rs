@@ -162,7 +162,8 @@ impl Tie {
 /// fleet do not all retire at once.
 pub(crate) fn retirement(max_age: Duration, rng: &mut fastrand::Rng) -> Option<Instant> {
     let spread = 1.0 - 0.1 * rng.f64();
-    clock::now().checked_add(max_age.mul_f64(spread))
+    let age = Duration::try_from_secs_f64(max_age.as_secs_f64() * spread).ok()?;
+    clock::now().checked_add(age)
 }
 
 const BY_HAND: &str = "reset by hand";

@@ -217,6 +217,41 @@ async fn c7_a_call_that_was_given_longer_outlives_a_pause_of_the_whole_server() 
 }
 
 #[tokio::test]
+async fn c7_c8_a_call_that_was_given_longer_outlives_the_age_of_its_connection_and_a_pause() {
+    let (redis, client) = pair_with(|b| b.max_age(ms(400)).name("aged")).await;
+    let patient = client.with(CallOptions::new().deadline(ms(20_000)));
+    for n in 1..=5i64 {
+        // Between a tenth and a quarter of a second before the connection is too old.
+        let before = client.status().reconnects;
+        until("it was replaced", || client.status().reconnects > before).await;
+        tokio::time::sleep(ms(220 + 20 * n as u64)).await;
+        let pause = ["CLIENT", "PAUSE", "900", "WRITE"];
+        redis.command(&pause).await.unwrap();
+        let written = patient.send(&cmd("INCR n")).await;
+        assert_eq!(written.unwrap(), Value::Int(n), "{:?}", client.history());
+    }
+    assert_eq!(seen(&client, "down"), 0, "{:?}", client.history());
+}
+
+#[tokio::test]
+async fn c7_c8_a_reply_that_drips_holds_up_nobody_on_a_connection_that_is_too_old() {
+    let drips = Script::new().handshake().read(1).send("$1000000\r\n");
+    let drips = (0..400).fold(drips, |script, _| script.pause(ms(50)).send("x"));
+    let well = Script::new().handshake().echo(9);
+    let scripts = vec![drips, well.clone(), well.clone(), well.clone(), well];
+    let server = Server::start_each(scripts).await.unwrap();
+    let builder = Client::builder(&server.url()).unwrap();
+    let builder = builder.deadline(ms(12_000)).max_age(ms(400));
+    let client = builder.connect().await.unwrap();
+    let hasty = client.with(CallOptions::new().deadline(ms(200)));
+    hasty.send(&cmd("GET large")).await.unwrap_err();
+    // 20 s of it are to come.
+    let value = client.send(&cmd("GET k")).await;
+    let value = value.unwrap_or_else(|error| panic!("{error}: {:?}", client.history()));
+    assert_eq!(value, Value::BulkString(b"k".to_vec()));
+}
+
+#[tokio::test]
 async fn c9_a_tenth_of_a_second_after_a_server_is_back_no_call_is_delayed() {
     let (redis, client) = pair().await;
     for _ in 0..50 {

@@ -149,6 +149,11 @@ impl Driver {
         for command in self.queue.take_commands(Backlog::of(conn)) {
             self.obey(command, conn, now)?;
         }
+        if let Some((_, rejoin)) = &self.aside {
+            let rejoin = rejoin.clone();
+            self.leave_to_standby(conn, &rejoin, now);
+            return Ok(());
+        }
         match &self.retiring {
             Some(cause) if conn.awaiting() == 0 || !self.is_awaited(conn) => {
                 Err(End::ordered(Arc::clone(cause), false))

@@ -179,7 +179,10 @@ impl Driver {
                     Reply::One(Value::ServerError(_)) => {}
                     _ => return Err(out_of_step("ECHO")),
                 }
-                self.authentication = Authentication::Settled;
+                // Others may have come since the AUTH was answered: they are due still.
+                if matches!(self.authentication, Authentication::Asked) {
+                    self.authentication = Authentication::Settled;
+                }
                 self.left = Left::Nothing;
             }
         }

@@ -494,3 +494,53 @@ async fn c18_a_server_that_could_not_kill_an_abandoned_connection_is_asked_again
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn c16_credentials_that_come_between_the_answer_and_its_proof_are_given_too() {
+    let mut rig = Rig::of_link(None);
+    let give = |rig: &Rig, words: &str| {
+        let words = words.as_bytes().to_vec();
+        rig.queue.command(DriverCommand::Reauthenticate(words));
+    };
+    give(&rig, "first;");
+    rig.turn().await;
+    let heard = rig.heard().await;
+    let nonce = heard.rsplit("\r\n").nth(1).expect("it is asked to echo");
+    assert!(heard.starts_with("first;"), "{heard}");
+    rig.say("+OK\r\n").await;
+    rig.turn().await;
+    assert!(matches!(
+        rig.signals.try_recv(),
+        Ok(Signal::Reauthenticated(None))
+    ));
+    give(&rig, "second;");
+    rig.turn().await;
+    rig.say(&format!("${}\r\n{nonce}\r\n", nonce.len())).await;
+    rig.turn().await;
+    let heard = rig.heard().await;
+    assert!(heard.starts_with("second;"), "{heard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c7_a_connection_that_retires_may_still_step_aside() {
+    let limit = SECOND * 100;
+    let mut rig = Rig::new();
+    let looked = rig.submit_as("r", read(limit));
+    let written = rig.submit("w", limit);
+    rig.turn().await;
+    rig.queue.command(DriverCommand::Retire("it is old".into()));
+    assert!(rig.turn().await.is_none());
+    let waits = rig.submit("x", limit);
+    let (hold, _held) = mpsc::channel(1);
+    let step = DriverCommand::StepAside(rig.queue.aside(), hold);
+    rig.queue.command(step);
+    assert!(rig.turn().await.is_none(), "it finishes what it has");
+    assert!(matches!(rig.signals.try_recv(), Ok(Signal::Aside)));
+    assert!(rig.queue.serving.lock().is_none(), "its place is free");
+    assert!(matches!(ended(looked), Ended::Lost { .. }));
+    rig.say("+r\r\n+w\r\n").await;
+    let finished = rig.turn().await.expect("it has finished what it had");
+    assert!(finished.ordered && !finished.blames);
+    assert!(matches!(ended(written), Ended::Answered { .. }));
+    assert!(waits.pending.now_or_never().is_none(), "for the next");
+}

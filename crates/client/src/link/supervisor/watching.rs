@@ -197,16 +197,30 @@ impl Watching {
         // A call that was given longer gets it, in case the server is merely busy with it. So does
         // a long one: to send it again would fare no better.
         let usual = now.checked_add(shared.settings.deadline);
+        let patient = on_its_way || last > usual;
         self.silence = Silence::Unresponsive(Unresponsive {
             since,
             down_at: None,
             abandon_at: abandon_at.max(last),
-            patient: on_its_way || last > usual,
+            patient,
         });
-        if self.replacement.successor.is_some() {
-            // It was to retire, and does not even finish.
-            link.queue.command(DriverCommand::Abandon(SILENT.into()));
+        if self.rejoining.is_some() {
+            // It is told to step aside already.
             return;
+        }
+        match self.replacement.successor.take() {
+            // It was to retire: it finishes what it has, and nobody waits for that.
+            Some(successor) if patient => {
+                self.step_aside(supervisor, successor, BLOCKED);
+                return;
+            }
+            // It was to retire, and does not even finish.
+            Some(successor) => {
+                self.replacement.successor = Some(successor);
+                link.queue.command(DriverCommand::Abandon(SILENT.into()));
+                return;
+            }
+            None => {}
         }
         self.call_standby(supervisor, SILENT);
         if let Some(standby) = self.replacement.standby.take() {
@@ -229,13 +243,16 @@ impl Watching {
 
     fn stuck(&mut self, supervisor: &Supervisor, unserved: Duration) {
         let silent = matches!(self.silence, Silence::Unresponsive(_));
-        if !silent && self.replacement.successor.is_none() {
+        if !silent && self.rejoining.is_none() {
             self.silence = Silence::Stuck;
             self.replacement.keep_standby();
             let why = format!("no reply was completed for {unserved:.1?}, whatever bytes came");
             self.call_standby(supervisor, &why);
-            if let Some(standby) = self.replacement.standby.take() {
-                self.step_aside(supervisor, standby, &why);
+            // One that was to take over once this one has finished need not wait for that.
+            let replacement = &mut self.replacement;
+            let ready = replacement.successor.take();
+            if let Some(ready) = ready.or_else(|| replacement.standby.take()) {
+                self.step_aside(supervisor, ready, &why);
             }
         }
     }
@@ -309,7 +326,10 @@ impl Watching {
         if link.asides() >= ASIDE {
             // There are enough of them. Its calls wait where they are.
             link.queue.command(DriverCommand::Lives);
-            self.replacement.standby = Some(standby);
+            match self.replaces_for {
+                Some(_) => self.replacement.successor = Some(standby),
+                None => self.replacement.standby = Some(standby),
+            }
             return;
         }
         let aside = link.queue.aside();
