@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::feed::FeedReader;
 use self::lodging::Lodging;
-use self::subscriber::Subscriber;
+use self::subscriber::{CannotConnect, Subscriber};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
@@ -114,6 +114,7 @@ pub struct PubSubControl {
     changes: mpsc::Sender<SubscriptionChange>,
     deadline: Duration,
     hears: Hears,
+    cannot_connect: CannotConnect,
     lodging: Arc<Lodging>,
 }
 
@@ -202,12 +203,14 @@ impl PubSub {
             _ => Hears::All,
         };
         let subscriber = Subscriber::new(Arc::clone(&shared), connector, taken, feed);
+        let cannot_connect = subscriber.cannot_connect();
         let lodging = Lodging::of(shared, subscriber);
         Self {
             control: PubSubControl {
                 changes,
                 deadline,
                 hears,
+                cannot_connect,
                 lodging: Arc::clone(&lodging),
             },
             heard,
@@ -305,7 +308,8 @@ impl PubSubControl {
     /// # Errors
     /// The server refused it (its ACL, say), and the subscription is given up. Or it was not
     /// confirmed within the client's deadline: then it is kept all the same, and is made as soon as
-    /// the server can be reached: `Resumed` tells.
+    /// the server can be reached: `Resumed` tells. [`ErrorKind::Connect`] says why it cannot be (no
+    /// place for another connection, say), [`ErrorKind::Timeout`] that it does not answer.
     pub async fn subscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
         self.begin(SubscriptionKind::Channel, channel.into()).await
     }
@@ -394,8 +398,12 @@ impl PubSubControl {
                 if self.changes.capacity() < self.changes.max_capacity() {
                     return Err(Error::new(UNATTENDED, Certainty::Unknown));
                 }
-                let kind = ErrorKind::Timeout {
-                    deadline: self.deadline,
+                let cause = self.cannot_connect.lock().clone();
+                let kind = match cause {
+                    Some(cause) => ErrorKind::Connect { cause },
+                    None => ErrorKind::Timeout {
+                        deadline: self.deadline,
+                    },
                 };
                 Err(Error::new(kind, Certainty::Unknown))
             });

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use redis::{ServerError, Value};
 use steadfast_core::certainty::{Refusal, refusal};
 use tokio::io::AsyncReadExt;
@@ -36,8 +37,12 @@ pub(super) struct Subscriber {
     stands: bool,
     /// The times that it failed in a row, after which it pauses.
     failed: u32,
+    cannot_connect: CannotConnect,
     rng: fastrand::Rng,
 }
+
+/// The cause for which the last attempt to connect failed, if it did: for those who wait in vain.
+pub(super) type CannotConnect = Arc<Mutex<Option<Arc<str>>>>;
 
 impl Subscriber {
     pub(super) fn new(
@@ -56,7 +61,12 @@ impl Subscriber {
             last_heard: None,
             stands: false,
             failed: 0,
+            cannot_connect: CannotConnect::default(),
         }
+    }
+
+    pub(super) fn cannot_connect(&self) -> CannotConnect {
+        Arc::clone(&self.cannot_connect)
     }
 
     /// Tells the listener that its task has ended, though the client is not closed.
@@ -88,6 +98,7 @@ impl Subscriber {
         loop {
             match self.connect().await {
                 Ok(mut wire) => {
+                    *self.cannot_connect.lock() = None;
                     let cause = self.serve(&mut wire).await;
                     tracing::debug!(%cause, "subscriber's connection lost");
                     if wire.resumed {
@@ -97,7 +108,10 @@ impl Subscriber {
                         continue;
                     }
                 }
-                Err(error) => tracing::debug!(%error, "subscriber cannot connect"),
+                Err(error) => {
+                    tracing::debug!(%error, "subscriber cannot connect");
+                    *self.cannot_connect.lock() = Some(error.to_string().into());
+                }
             }
             self.failed = self.failed.saturating_add(1);
             self.pause().await;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use redis::AsyncCommands;
-use steadfast::{Client, PubSub, PubSubEvent};
+use steadfast::{Client, ErrorKind, PubSub, PubSubEvent};
 use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 
@@ -26,6 +26,23 @@ async fn payload(pubsub: &mut PubSub) -> Vec<u8> {
             return payload;
         }
     }
+}
+
+#[tokio::test]
+async fn c13_a_subscription_says_why_its_connection_cannot_be_made() {
+    let redis = Redis::start().await.unwrap();
+    let builder = Client::builder(&redis.url()).unwrap().deadline(ms(500));
+    let client = builder.connect().await.unwrap();
+    // What administers the server, and the client's own connection.
+    let full = ["CONFIG", "SET", "maxclients", "1"];
+    redis.command(&full).await.unwrap();
+    let mut news = client.pubsub();
+    let error = news.subscribe("news").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Connect { .. }), "{error}");
+    assert!(error.to_string().contains("maxclients"), "{error}");
+    let room = cmd("CONFIG SET maxclients 100");
+    client.send(&room).await.unwrap();
+    assert_eq!(next(&mut news).await, PubSubEvent::Resumed { gap: None });
 }
 
 #[tokio::test]
