@@ -71,7 +71,7 @@ pub use timeout::Timeout;
 pub use toxic::{Direction, Fault, Toxic};
 
 pub(crate) use resp::{RespFault, Treatment};
-pub(crate) use stage::{Admits, Item, Out, Stage};
+pub(crate) use stage::{Admits, Item, Out, Stage, Touched};
 
 /// Durations as Toxiproxy writes them: whole milliseconds.
 mod millis {

@@ -14,14 +14,14 @@ mod connection;
 mod exchange;
 mod lane;
 
-use crate::fault::{Fault, FaultError, Toxic};
+use crate::fault::{Fault, FaultError, Touched, Toxic};
 use crate::process::{Port, ProcessError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
@@ -45,8 +45,9 @@ pub struct Proxy {
     addr: SocketAddr,
     upstream: Arc<str>,
     plan: watch::Sender<Arc<Plan>>,
-    /// Held while the plan is changed; fires when nobody follows the present plan any more.
-    left: Mutex<oneshot::Receiver<()>>,
+    /// Held while the plan is changed: the plans that somebody may still follow, the present one
+    /// last. Each receiver ends when nobody follows its plan any more.
+    followed: Mutex<Vec<watch::Receiver<()>>>,
     next_id: AtomicU64,
     tally: Arc<Tally>,
     listening: JoinHandle<()>,
@@ -205,7 +206,7 @@ impl ProxyBuilder {
             addr,
             upstream,
             plan,
-            left: Mutex::new(left),
+            followed: Mutex::new(vec![left]),
             next_id: AtomicU64::new(0),
             tally,
             listening,
@@ -280,15 +281,18 @@ impl Proxy {
             toxic,
             rejects_left: AtomicU64::new(left),
             treated: Arc::default(),
+            touched: Touched::default(),
         }))
     }
 
     /// Removes a fault, and returns when it is no longer in force; whether there was such a fault.
     pub async fn remove(&self, id: ToxicId) -> bool {
-        let before = self.plan.borrow().toxics.len();
-        self.change(|toxics| toxics.retain(|placed| placed.id != id))
-            .await;
-        before != self.plan.borrow().toxics.len()
+        self.change(|toxics| {
+            let before = toxics.len();
+            toxics.retain(|placed| placed.id != id);
+            before != toxics.len()
+        })
+        .await
     }
 
     /// Removes all faults, and returns when none is in force any more.
@@ -316,23 +320,52 @@ impl Proxy {
         Some(placed.treated.load(Ordering::Relaxed))
     }
 
+    /// Returns how often a fault has acted, or nothing if there is no such fault; 0 if it has
+    /// touched nobody. Of `corrupt`, `limit_data` and `slow_close` these are the bytes and ends
+    /// that they changed, cut off or delayed, of a fault of the protocol the commands, of others
+    /// the directions of connections that they took hold of. A port that refuses is not seen to be
+    /// asked: of `down` these are the connections that the proxy had before.
+    #[must_use]
+    pub fn touched(&self, id: ToxicId) -> Option<u64> {
+        let plan = self.plan.borrow();
+        let placed = plan.toxics.iter().find(|placed| placed.id == id)?;
+        Some(match &placed.toxic.fault {
+            Fault::Down(_) => self.tally.counters().accepted,
+            Fault::RejectNext(reject) => {
+                let left = placed.rejects_left.load(Ordering::Relaxed);
+                reject.n.saturating_sub(left)
+            }
+            fault if fault.resp().is_some() => placed.treated.load(Ordering::Relaxed),
+            _ => placed.touched.count(),
+        })
+    }
+
     /// Returns the counts so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.tally.counters()
     }
 
-    async fn change(&self, change: impl FnOnce(&mut Vec<Arc<Placed>>)) {
-        let left = {
-            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Changes the faults, and returns once all follow the change. A plan that was replaced before
+    /// anybody followed it says nothing of the plans before it, which its followers may still hold:
+    /// so this waits for each of them.
+    async fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<Placed>>) -> T) -> T {
+        let (outcome, before) = {
+            let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
             let mut toxics = self.plan.borrow().toxics.clone();
-            change(&mut toxics);
-            let (next, next_left) = Plan::new(toxics);
+            let outcome = change(&mut toxics);
+            let (next, left) = Plan::new(toxics);
             drop(self.plan.send_replace(Arc::new(next)));
-            std::mem::replace(&mut *left, next_left)
+            followed.retain(|plan| plan.has_changed().is_ok());
+            let before = followed.clone();
+            followed.push(left);
+            (outcome, before)
         };
-        // Ends when the last follower of the plan before this one has let go of it.
-        let _ = left.await;
+        for mut plan in before {
+            // Nothing is ever sent; it ends when the last follower has let go of the plan.
+            let _ = plan.changed().await;
+        }
+        outcome
     }
 }
 
@@ -347,13 +380,13 @@ impl Drop for Proxy {
 #[derive(Debug)]
 struct Plan {
     toxics: Vec<Arc<Placed>>,
-    /// Dropped with the plan, which its receiver notices.
-    _followed: oneshot::Sender<()>,
+    /// Dropped with the plan, which its receivers notice.
+    _followed: watch::Sender<()>,
 }
 
 impl Plan {
-    fn new(toxics: Vec<Arc<Placed>>) -> (Self, oneshot::Receiver<()>) {
-        let (followed, left) = oneshot::channel();
+    fn new(toxics: Vec<Arc<Placed>>) -> (Self, watch::Receiver<()>) {
+        let (followed, left) = watch::channel(());
         (
             Self {
                 toxics,
@@ -390,6 +423,8 @@ struct Placed {
     rejects_left: AtomicU64,
     /// Commands that it has acted on, if it is a fault of the protocol.
     treated: Arc<AtomicU64>,
+    /// How often it has acted on bytes and connections.
+    touched: Touched,
 }
 
 #[derive(Debug, Default)]

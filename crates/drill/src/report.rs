@@ -77,8 +77,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// When something was broken.
     pub faults: Vec<FaultSpan>,
-    /// The faults of the protocol that acted on no command, by name, or that nothing is broken by
-    /// this scenario.
+    /// The faults of the wire that acted on nothing, by name, or that nothing is broken by this
+    /// scenario.
     pub untouched: Vec<&'static str>,
     /// The fate of the writes of a subject whose data are in Redis itself.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -287,8 +287,8 @@ impl Report {
         }
     }
 
-    /// The same, given which faults of the protocol acted on no command. With one it is void, since
-    /// what it was to show was not shown; and so is a scenario that breaks nothing.
+    /// The same, given which faults acted on nothing. With one it is void, since what it was to
+    /// show was not shown; and so is a scenario that breaks nothing.
     pub(crate) fn with_untouched(
         scenario: &Scenario,
         role: Role,
@@ -301,9 +301,9 @@ impl Report {
         if steps.is_empty() {
             untouched.push(NOTHING_IS_BROKEN);
         }
-        let on_commands = |step: &Step| step.fault.name().starts_with("resp_");
+        let on_the_wire = |step: &Step| step.fault.needs_proxy();
         let mut kpis = Vec::new();
-        if steps.is_empty() || steps.iter().any(on_commands) || ledger.is_some() {
+        if steps.is_empty() || steps.iter().any(on_the_wire) || ledger.is_some() {
             kpis.push(untouched_kpi(&untouched));
         }
         let thresholds = &scenario.thresholds;

@@ -16,8 +16,8 @@
 //! - **write_errors**: writes that failed ÷ writes, if there were any; whole run; below 1 %.
 //! - **wrong_answers**: answers too old that do not say so; whole run; 0.
 //! - **fault_p99**: what 99 of 100 calls took at most; fault; at most 500 ms.
-//! - **untouched**: faults of the protocol that acted on no command, or a scenario that breaks
-//!   nothing; fault; 0. With one the verdict is void.
+//! - **untouched**: faults of the wire that acted on nothing, or a scenario that breaks nothing;
+//!   fault; 0. With one the verdict is void.
 //! - **slowest_call**: the longest call; whole run; at most 1.25 s.
 //!
 //! A subject whose data are in Redis itself is judged by errors, write_errors, fault_p99 and

@@ -37,6 +37,11 @@ const PIECES_PER_SECOND: u64 = 100;
 
 impl Stage for Narrow {
     fn pass(&mut self, item: Item, at: Instant, out: &mut Out) {
+        // What comes all the same (an answer made here, or what another fault had kept) waits in
+        // the lane until this one is removed.
+        if self.bytes_per_second == 0 {
+            return out.push((at, item));
+        }
         let mut free = self.free.map_or(at, |free| free.max(at));
         match item {
             Item::Bytes(mut bytes) => {
@@ -67,7 +72,7 @@ impl Stage for Narrow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::stage::testing::{joined, start};
+    use crate::fault::stage::testing::{bytes, joined, start};
 
     #[test]
     fn bytes_pass_at_the_rate_and_the_sender_waits() {
@@ -86,6 +91,15 @@ mod tests {
             stage.admits(start),
             Admits::From(out.last().unwrap().0 - AHEAD)
         );
-        assert_eq!(Bandwidth { rate: 0 }.stage().admits(start), Admits::Nothing);
+    }
+
+    #[test]
+    fn d1_a_rate_of_zero_passes_nothing_and_keeps_what_comes_all_the_same() {
+        let (mut stage, mut out, start) = (Bandwidth { rate: 0 }.stage(), Out::new(), start());
+        assert_eq!(stage.admits(start), Admits::Nothing);
+        stage.pass(bytes("made here"), start, &mut out);
+        stage.pass(Item::End, start, &mut out);
+        assert_eq!(out, [(start, bytes("made here")), (start, Item::End)]);
+        assert_eq!(stage.admits(start), Admits::Nothing);
     }
 }

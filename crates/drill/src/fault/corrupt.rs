@@ -1,7 +1,7 @@
 //! Bytes change on their way.
 
 use super::error::{FaultError, within};
-use super::stage::{Item, Out, Stage};
+use super::stage::{Item, Out, Stage, Touched};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -25,10 +25,11 @@ impl Corrupt {
         within("share", self.share, 0.0, 1.0)
     }
 
-    pub(super) fn stage(self, rng: Rng) -> impl Stage {
+    pub(super) fn stage(self, rng: Rng, touched: Touched) -> impl Stage {
         Corrupting {
             share: self.share,
             rng,
+            touched,
         }
     }
 }
@@ -36,6 +37,7 @@ impl Corrupt {
 struct Corrupting {
     share: f64,
     rng: Rng,
+    touched: Touched,
 }
 
 impl Stage for Corrupting {
@@ -47,6 +49,7 @@ impl Stage for Corrupting {
             let place = self.rng.usize(0..changed.len().max(1));
             if let Some(byte) = changed.get_mut(place) {
                 *byte ^= self.rng.u8(1..);
+                self.touched.once();
             }
             *bytes = changed.into();
         }
@@ -61,7 +64,8 @@ mod tests {
 
     #[test]
     fn exactly_one_byte_of_the_share_of_pieces_is_changed() {
-        let (mut stage, start) = (Corrupt { share: 0.25 }.stage(Rng::with_seed(3)), start());
+        let (touched, start) = (Touched::default(), start());
+        let mut stage = Corrupt { share: 0.25 }.stage(Rng::with_seed(3), touched.clone());
         let mut changed = 0;
         for _ in 0..4_000 {
             let mut out = Out::new();
@@ -75,5 +79,14 @@ mod tests {
             changed += differing;
         }
         assert!((900..1_100).contains(&changed), "{changed}");
+        assert_eq!(touched.count(), changed as u64);
+    }
+
+    #[test]
+    fn d1_a_share_of_nothing_has_touched_nothing() {
+        let touched = Touched::default();
+        let mut stage = Corrupt { share: 0.0 }.stage(Rng::with_seed(3), touched.clone());
+        stage.pass(bytes("0123456789"), start(), &mut Out::new());
+        assert_eq!(touched.count(), 0);
     }
 }

@@ -1,7 +1,7 @@
 //! The end comes late.
 
 use super::millis;
-use super::stage::{Item, Out, Stage};
+use super::stage::{Item, Out, Stage, Touched};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -15,16 +15,25 @@ pub struct SlowClose {
 }
 
 impl SlowClose {
-    pub(super) fn stage(self) -> impl Stage {
-        self
+    pub(super) fn stage(self, touched: Touched) -> impl Stage {
+        ClosingLate {
+            delay: self.delay,
+            touched,
+        }
     }
 }
 
-impl Stage for SlowClose {
+struct ClosingLate {
+    delay: Duration,
+    touched: Touched,
+}
+
+impl Stage for ClosingLate {
     fn pass(&mut self, item: Item, at: Instant, out: &mut Out) {
         let late = if matches!(item, Item::Bytes(_)) {
             Duration::ZERO
         } else {
+            self.touched.once();
             self.delay
         };
         out.push((at + late, item));

@@ -1,6 +1,8 @@
 //! The effect of a fault on one direction of one connection.
 
 use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// A piece of what travels along a connection.
@@ -54,6 +56,20 @@ pub(crate) enum Admits {
     Full,
     /// No, and nothing that is on its way goes on either.
     Nothing,
+}
+
+/// How often a fault has acted. With 0 it has shown nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Touched(Arc<AtomicU64>);
+
+impl Touched {
+    pub(super) fn once(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]

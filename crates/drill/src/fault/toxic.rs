@@ -1,7 +1,7 @@
 //! A fault with where it takes hold, as Toxiproxy's clients write it.
 
 use super::error::within;
-use super::stage::Stage;
+use super::stage::{Stage, Touched};
 use super::{
     Bandwidth, Corrupt, Down, FaultError, Hold, Latency, LimitData, RejectNext, ResetPeer,
     RespDelay, RespError, RespFault, RespReply, RespSilence, Slicer, SlowClose, Stall, Timeout,
@@ -188,25 +188,38 @@ impl Fault {
     }
 
     /// Returns what it does to the bytes of one direction of a connection, if it concerns those.
-    pub(crate) fn stage(&self, now: Instant, rng: Rng) -> Option<Box<dyn Stage>> {
-        Some(match self {
+    /// Faults that act on some bytes only count them in `touched` themselves; others have acted
+    /// once they take hold.
+    pub(crate) fn stage(
+        &self,
+        now: Instant,
+        rng: Rng,
+        touched: &Touched,
+    ) -> Option<Box<dyn Stage>> {
+        let stage: Box<dyn Stage> = match self {
+            Self::SlowClose(slow_close) => {
+                return Some(Box::new(slow_close.stage(touched.clone())));
+            }
+            Self::LimitData(limit_data) => {
+                return Some(Box::new(limit_data.stage(touched.clone())));
+            }
+            Self::Corrupt(corrupt) => return Some(Box::new(corrupt.stage(rng, touched.clone()))),
             Self::Latency(latency) => Box::new(latency.stage(rng)),
             Self::Bandwidth(bandwidth) => Box::new(bandwidth.stage()),
-            Self::SlowClose(slow_close) => Box::new(slow_close.stage()),
             Self::Timeout(timeout) => Box::new(timeout.stage(now)),
             Self::ResetPeer(reset_peer) => Box::new(reset_peer.stage(now)),
             Self::Slicer(slicer) => Box::new(slicer.stage(rng)),
-            Self::LimitData(limit_data) => Box::new(limit_data.stage()),
             Self::Stall(stall) => Box::new(stall.stage()),
             Self::Hold(hold) => Box::new(hold.stage()),
-            Self::Corrupt(corrupt) => Box::new(corrupt.stage(rng)),
             Self::Down(_)
             | Self::RejectNext(_)
             | Self::RespError(_)
             | Self::RespReply(_)
             | Self::RespDelay(_)
             | Self::RespSilence(_) => return None,
-        })
+        };
+        touched.once();
+        Some(stage)
     }
 
     /// Returns what it does to commands and replies, if it concerns those.

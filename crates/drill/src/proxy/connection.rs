@@ -167,7 +167,7 @@ impl ProxiedConnection {
                 (&mut self.down, Direction::Upstream),
             ] {
                 if direction != other && !lane.has_stage(placed.id) {
-                    let stage = placed.toxic.fault.stage(now, rng());
+                    let stage = placed.toxic.fault.stage(now, rng(), &placed.touched);
                     stage
                         .into_iter()
                         .for_each(|stage| lane.add(placed.id, stage));
@@ -193,7 +193,7 @@ impl ProxiedConnection {
         ] {
             if lane.has_stage(old) {
                 let stage = (takes && placed.toxic.direction != other)
-                    .then(|| placed.toxic.fault.stage(now, rng()))
+                    .then(|| placed.toxic.fault.stage(now, rng(), &placed.touched))
                     .flatten();
                 lane.replace(now, old, placed.id, stage);
             }

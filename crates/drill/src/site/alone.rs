@@ -38,7 +38,7 @@ pub(crate) struct Alone {
     loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
     proxy: Option<Proxy>,
     wired: Mutex<Vec<(Toxic, ToxicId)>>,
-    /// Faults of the protocol that acted on no command.
+    /// Faults of the wire that acted on nothing.
     untouched: Mutex<Vec<&'static str>>,
     /// Last, so that nothing writes into it any more when it goes.
     scratch: Scratch,
@@ -266,14 +266,14 @@ impl Alone {
                 .map(|at| wired.remove(at))
         };
         if let Some((_, id)) = wired {
-            if toxic.fault.resp().is_some() && proxy.treated(id) == Some(0) {
+            if proxy.touched(id) == Some(0) {
                 lock(&self.untouched).push(toxic.fault.name());
             }
             proxy.remove(id).await;
         }
     }
 
-    /// Faults of the protocol that acted on no command: what they were to show was not shown.
+    /// Faults of the wire that acted on nothing: what they were to show was not shown.
     pub(super) fn untouched(&self) -> Vec<&'static str> {
         lock(&self.untouched).clone()
     }

@@ -47,10 +47,6 @@ struct LastingFault {
     id: Id,
     toxic: ToxicId,
     wire: Wire,
-    /// The connections that had passed the proxy when it began.
-    connections: u64,
-    /// Whether it acts on commands, which are counted.
-    on_commands: bool,
 }
 
 impl<'a> Drill<'a> {
@@ -217,24 +213,8 @@ impl<'a> Drill<'a> {
     }
 
     async fn begin(&mut self, id: Id, wire: Wire, toxic: Toxic) -> Result<(), TargetError> {
-        let proxy = self.proxy(wire);
-        let before = proxy.counters();
-        let on_commands = toxic.fault.resp().is_some();
-        let is_down = toxic.fault.name() == "down";
-        // A port that refuses is not seen to be asked: that it was used before must do.
-        let connections = if is_down && before.accepted > 0 {
-            0
-        } else {
-            before.accepted - before.open
-        };
-        let toxic = proxy.add(toxic).await?;
-        self.broken.push(LastingFault {
-            id,
-            toxic,
-            wire,
-            connections,
-            on_commands,
-        });
+        let toxic = self.proxy(wire).add(toxic).await?;
+        self.broken.push(LastingFault { id, toxic, wire });
         Ok(())
     }
 
@@ -244,11 +224,7 @@ impl<'a> Drill<'a> {
         };
         let broken = self.broken.remove(at);
         let proxy = self.proxy(broken.wire);
-        let touched = if broken.on_commands {
-            proxy.treated(broken.toxic).unwrap_or(0)
-        } else {
-            proxy.counters().accepted - broken.connections
-        };
+        let touched = proxy.touched(broken.toxic).unwrap_or(0);
         proxy.remove(broken.toxic).await;
         if touched == 0 {
             self.untouched.push(name);

@@ -162,6 +162,25 @@ async fn d5_what_is_built_by_hand_falls_back_and_serves_what_was_overwritten() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_a_fault_of_the_wire_that_acts_on_nothing_makes_the_drill_void() {
+    let drills = [
+        ("'limit_data'\nbytes = 1000000000", "limit_data"),
+        ("'corrupt'\nshare = 0.0", "corrupt"),
+    ];
+    let drills = drills.map(|(step, name)| async move {
+        let step = format!("[[steps]]\nfault = {step}\n");
+        let report = run(&scenario(&step), &Factory, RunOptions::default())
+            .await
+            .unwrap();
+        let text = table::render(&report, false);
+        assert_eq!(report.verdict, Verdict::Void, "{text}");
+        let says = format!("{name} touched nothing");
+        assert!(text.contains(&says), "{text}");
+    });
+    futures_util::future::join_all(drills).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_a_fault_of_the_protocol_that_meets_no_command_makes_the_drill_void() {
     let drills = [("GTE", Verdict::Void, 1), ("GET", Verdict::Passed, 0)];
     let drills = drills.map(|(command, verdict, failures)| async move {

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use steadfast_core::resp::Decoder;
-use steadfast_drill::fault::{Latency, RespDelay, RespError, RespReply, RespSilence, Toxic};
+use steadfast_drill::fault::{
+    Bandwidth, Latency, RespDelay, RespError, RespReply, RespSilence, Toxic,
+};
 use steadfast_drill::process::{Redis, Tls};
 use steadfast_drill::proxy::Proxy;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -118,6 +120,21 @@ async fn d1_errors_answer_the_chosen_commands_in_their_place_and_the_server_neve
     );
     proxy.remove(id).await;
     assert_eq!(client.ask("SET k w").await, Value::Okay);
+}
+
+#[tokio::test]
+async fn d1_an_answer_made_here_waits_on_where_the_bandwidth_is_zero() {
+    let (_redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    assert_eq!(client.ask("SET k v").await, Value::Okay);
+    proxy.add(Toxic::new(RespError::oom())).await.unwrap();
+    let none = Toxic::new(Bandwidth { rate: 0 });
+    let none = proxy.add(none).await.unwrap();
+    client.send(&["SET k w"]).await;
+    client.hears_nothing().await;
+    proxy.remove(none).await;
+    assert!(is_error(&client.reply().await, "OOM"));
+    assert_eq!(client.ask("GET k").await, text("v"));
 }
 
 /// Some reply of a transaction that was aborted, with that in its text.

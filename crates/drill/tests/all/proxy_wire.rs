@@ -1,6 +1,8 @@
 //! Each fault of the wire, seen from both ends of real connections.
 
+use futures_util::FutureExt;
 use std::io::ErrorKind;
+use std::pin::pin;
 use std::time::Duration;
 use steadfast_drill::fault::{
     Bandwidth, Corrupt, Direction, Down, Hold, Latency, LimitData, RejectNext, ResetPeer, Slicer,
@@ -372,6 +374,102 @@ async fn d1_whoever_asks_right_after_a_change_finds_it_in_force() {
         let connected = connect();
         assert!(connected.is_ok(), "at round {round}: {connected:?}");
     }
+}
+
+#[tokio::test]
+async fn d1_a_change_right_after_another_is_not_followed_before_that_is() {
+    let wire = Wire::new().await;
+    let (mut client, mut server) = wire.connect().await;
+    sends(&mut client, &mut server, "ping").await;
+    // Nobody follows the plan between the two, as nobody else runs between them.
+    let mut first = pin!(wire.proxy.add(Toxic::new(Latency::of_millis(1)).upstream()));
+    let mut second = pin!(wire.proxy.add(Toxic::new(Stall {})));
+    assert!(first.as_mut().now_or_never().is_none());
+    assert!(second.as_mut().now_or_never().is_none());
+    timeout(LIMIT, second).await.unwrap().unwrap();
+    timeout(LIMIT, first).await.unwrap().unwrap();
+    server.write_all(b"stalled").await.unwrap();
+    hears_nothing(&mut client).await;
+}
+
+#[tokio::test]
+async fn d1_a_removal_is_followed_though_the_change_before_it_was_given_up() {
+    for clears in [false, true] {
+        let wire = Wire::new().await;
+        let (mut client, mut server) = wire.connect().await;
+        sends(&mut client, &mut server, "ping").await;
+        let stall = wire.proxy.add(Toxic::new(Stall {})).await.unwrap();
+        let given_up = wire.proxy.add(Toxic::new(Hold {}).upstream());
+        assert!(given_up.now_or_never().is_none());
+        let removal = async {
+            if clears {
+                wire.proxy.clear().await;
+                true
+            } else {
+                wire.proxy.remove(stall).await
+            }
+        };
+        let mut removal = pin!(removal);
+        assert!(removal.as_mut().now_or_never().is_none());
+        assert!(timeout(LIMIT, removal).await.unwrap());
+        sends(&mut server, &mut client, "pong").await;
+    }
+}
+
+#[tokio::test]
+async fn d1_a_removal_tells_of_itself_whatever_changes_beside_it() {
+    let wire = Wire::new().await;
+    let (mut client, mut server) = wire.connect().await;
+    sends(&mut client, &mut server, "ping").await;
+    let id = wire.proxy.add(Toxic::new(Stall {})).await.unwrap();
+    let both = async { tokio::join!(wire.proxy.remove(id), wire.proxy.remove(id)) };
+    assert_eq!(timeout(LIMIT, both).await.unwrap(), (true, false));
+    let add = || wire.proxy.add(Toxic::new(Stall {}));
+    let beside = async { tokio::join!(wire.proxy.remove(id), add()) };
+    let (removed, other) = timeout(LIMIT, beside).await.unwrap();
+    assert!(!removed);
+    let beside = async { tokio::join!(wire.proxy.remove(other.unwrap()), add()) };
+    assert!(timeout(LIMIT, beside).await.unwrap().0);
+}
+
+#[tokio::test]
+async fn d1_what_was_held_waits_on_where_the_bandwidth_is_zero() {
+    let wire = Wire::new().await;
+    let (mut client, mut server) = wire.connect().await;
+    let hold = wire.proxy.add(Toxic::new(Hold {}).upstream()).await;
+    client.write_all(b"held").await.unwrap();
+    while wire.proxy.counters().bytes_up < 4 {
+        tokio::task::yield_now().await;
+    }
+    let none = Toxic::new(Bandwidth { rate: 0 }).upstream();
+    let none = wire.proxy.add(none).await.unwrap();
+    assert!(wire.proxy.remove(hold.unwrap()).await);
+    hears_nothing(&mut server).await;
+    assert!(wire.proxy.remove(none).await);
+    arrives(&mut server, "held").await;
+    sends(&mut server, &mut client, "answer").await;
+}
+
+#[tokio::test]
+async fn d1_a_fault_that_acts_on_nothing_has_touched_nothing() {
+    let wire = Wire::new().await;
+    let touched = async |toxic: Toxic, text: &str| {
+        let id = wire.proxy.add(toxic).await.unwrap();
+        let (mut client, mut server) = wire.connect().await;
+        server.write_all(text.as_bytes()).await.unwrap();
+        let _ = timeout(WHILE, client.read(&mut [0; 64])).await;
+        let touched = wire.proxy.touched(id).unwrap();
+        wire.proxy.remove(id).await;
+        touched
+    };
+    let limit = || Toxic::new(LimitData { bytes: 4 });
+    assert_eq!(touched(limit(), "123").await, 0);
+    assert_eq!(touched(limit(), "1234").await, 1);
+    let corrupt = |share| Toxic::new(Corrupt { share });
+    assert_eq!(touched(corrupt(0.0), "123").await, 0);
+    assert_eq!(touched(corrupt(1.0), "123").await, 1);
+    assert_eq!(touched(Toxic::new(Stall {}).toxicity(0.0), "123").await, 0);
+    assert_eq!(touched(Toxic::new(Stall {}), "123").await, 1);
 }
 
 #[tokio::test]
