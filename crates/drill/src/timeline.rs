@@ -58,6 +58,21 @@ pub struct FaultSpan {
     pub to_ms: u64,
 }
 
+/// Returns for how many milliseconds something was broken: faults that last at once count once.
+pub(crate) fn trouble_ms(faults: &[FaultSpan]) -> u64 {
+    let mut spans: Vec<_> = faults
+        .iter()
+        .map(|span| (span.from_ms, span.to_ms))
+        .collect();
+    spans.sort_unstable();
+    let (mut length, mut seen_to) = (0, 0);
+    for (from, to) in spans {
+        length += to.saturating_sub(from.max(seen_to));
+        seen_to = seen_to.max(to);
+    }
+    length
+}
+
 /// The faults that were, and those that still are.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(Vec<TimedFault>);
@@ -154,6 +169,20 @@ mod tests {
                 (ms(30), false, 2),
             ]
         );
+    }
+
+    #[test]
+    fn d4_trouble_that_overlaps_counts_once() {
+        let span = |from_ms, to_ms| FaultSpan {
+            name: "crash",
+            from_ms,
+            to_ms,
+        };
+        assert_eq!(trouble_ms(&[]), 0);
+        let within = [span(4_000, 8_000), span(4_500, 7_500)];
+        assert_eq!(trouble_ms(&within), 4_000);
+        let apart = [span(9_000, 9_500), span(1_000, 3_000), span(2_000, 4_000)];
+        assert_eq!(trouble_ms(&apart), 3_500);
     }
 
     #[test]

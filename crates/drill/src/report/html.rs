@@ -9,6 +9,7 @@ use crate::kpi::{Kpi, Unit};
 use crate::ledger::LedgerReport;
 use crate::scenario::Store;
 use crate::subject::Role;
+use crate::timeline::trouble_ms;
 
 const STYLE: &str = concat!(
     include_str!("palette.css"),
@@ -96,11 +97,7 @@ fn sentence(report: &Report) -> String {
             figure(share, Unit::Ratio).replace(' ', "\u{a0}")
         ),
     };
-    let broken: u64 = report
-        .faults
-        .iter()
-        .map(|fault| fault.to_ms - fault.from_ms)
-        .sum();
+    let broken = trouble_ms(&report.faults);
     let mut text = match report.faults.first() {
         Some(_) => format!(
             "Through {} of trouble {}",

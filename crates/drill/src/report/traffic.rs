@@ -8,6 +8,7 @@ use super::svg::{Plot, Scales, linear_ticks, nice};
 use super::users::Users;
 use super::{Verdict, duration, figure, html};
 use crate::kpi::Kpi;
+use crate::timeline::trouble_ms;
 use crate::verdict::proves_nothing;
 
 /// The plots stand alone on this page, so they are wider than those of two subjects side by side.
@@ -41,11 +42,7 @@ pub fn render(report: &TargetReport) -> String {
 
 /// Returns what happened, as one would tell it.
 fn sentence(report: &TargetReport) -> String {
-    let broken: u64 = report
-        .faults
-        .iter()
-        .map(|fault| fault.to_ms - fault.from_ms)
-        .sum();
+    let broken = trouble_ms(&report.faults);
     let find = |name| report.kpis.iter().find(|kpi: &&Kpi| kpi.name == name);
     let lived = find("lived").is_none_or(|kpi| kpi.pass);
     let mut text = String::new();

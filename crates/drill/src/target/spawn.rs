@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process_group};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ const MARK: &str = "STEADFAST_DRILL_RUN";
 /// Lines of the application that are kept, and the bytes of each.
 const LINES: usize = 2_000;
 const LINE_MAX: usize = 500;
+/// Bytes of a line that are read at once, at most: a line need not end.
+const PART: u64 = 64 << 10;
 
 /// Runs `$1`, and ends whatever is left of it when this process is gone, which closes the pipe on
 /// fd 3.
@@ -203,13 +205,20 @@ async fn listen(from: impl AsyncRead + Unpin, said: Arc<SaidLines>) {
     let mut lines = BufReader::new(from);
     let mut out = tokio::io::stderr();
     let mut line = Vec::new();
+    let mut goes_on = false;
     loop {
         line.clear();
-        match lines.read_until(b'\n', &mut line).await {
+        let mut part = (&mut lines).take(PART);
+        match part.read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
         let _ = out.write_all(&line).await;
+        // Of a long line only the beginning is kept, which is in its first part.
+        let is_rest = std::mem::replace(&mut goes_on, !line.ends_with(b"\n"));
+        if is_rest {
+            continue;
+        }
         let now = Instant::now();
         let at = (*lock(&said.start))
             .map_or(Duration::ZERO, |start| now.saturating_duration_since(start));
@@ -249,6 +258,28 @@ fn at(url: &str, proxy: SocketAddr) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn d7_a_line_that_does_not_end_is_kept_by_its_beginning_and_read_in_parts() {
+        let said = Arc::new(SaidLines::default());
+        let (mut program, pipe) = tokio::io::duplex(1 << 20);
+        let listening = tokio::spawn(listen(pipe, said.clone()));
+        let endless = vec![b'x'; 3 * PART as usize / 2];
+        program.write_all(&endless).await.unwrap();
+        let kept = async {
+            while lock(&said.lines).0.is_empty() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(20), kept).await;
+        in_time.expect("what was said is kept before its line ends");
+        program.write_all(b"y\nthe next\n").await.unwrap();
+        drop(program);
+        listening.await.unwrap();
+        let lines = lock(&said.lines);
+        let texts: Vec<_> = lines.0.iter().map(|line| line.text.as_str()).collect();
+        assert_eq!(texts, ["x".repeat(LINE_MAX).as_str(), "the next"]);
+    }
 
     #[test]
     fn d7_the_applications_own_url_keeps_all_but_its_server() {
