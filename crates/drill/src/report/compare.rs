@@ -40,15 +40,21 @@ impl<'a> Comparison<'a> {
         Ok(Self { names, reports })
     }
 
-    /// The key figures that the first met and the second misses.
+    /// The key figures that the first met and the second misses or does not have; and that the
+    /// second touched nothing, if the first did not.
     pub fn regressions(&self) -> Vec<&'a str> {
         let [before, after] = self.reports.map(figures);
-        after
+        let met = |name: &str| after.iter().any(|after| after.name == name && after.pass);
+        let mut missed: Vec<_> = before
             .iter()
-            .filter(|after| !after.pass)
-            .filter(|after| before.iter().any(|b| b.name == after.name && b.pass))
-            .map(|after| after.name)
-            .collect()
+            .filter(|before| before.pass && !met(before.name))
+            .map(|before| before.name)
+            .collect();
+        let [was_void, is_void] = self.reports.map(is_void);
+        if is_void && !was_void && !missed.contains(&UNTOUCHED) {
+            missed.push(UNTOUCHED);
+        }
+        missed
     }
 
     /// The comparison as text.
@@ -86,12 +92,21 @@ impl<'a> Comparison<'a> {
             text +=
                 "\nThese are two different drills, so their figures say little of each other.\n";
         }
+        for (name, _) in [a, b].iter().zip(self.reports).filter(|(_, r)| is_void(r)) {
+            text += &format!(
+                "\n{name} is void: what it was to break was not touched, so it proves nothing\n"
+            );
+        }
         match &self.regressions()[..] {
             [] => text += &format!("\n{b} misses nothing that {a} met\n"),
             missed => {
                 let missed: Vec<_> = missed
                     .iter()
-                    .map(|name| title(name).to_lowercase())
+                    .map(|name| {
+                        let lacks = !after.iter().any(|after| after.name == *name);
+                        let lacks = if lacks { " (not there)" } else { "" };
+                        title(name).to_lowercase() + lacks
+                    })
                     .collect();
                 text += &format!("\n{b} misses what {a} met: {}\n", missed.join(", "));
             }
@@ -148,6 +163,13 @@ fn phases(report: &Value) -> &[Value] {
         .map_or(&[], Vec::as_slice)
 }
 
+/// The figure without which a drill proves nothing.
+const UNTOUCHED: &str = "untouched";
+
+fn is_void(report: &Value) -> bool {
+    report["verdict"] == "void"
+}
+
 fn figures(report: &Value) -> Vec<Figure<'_>> {
     let kpis = report["kpis"].as_array().map_or(&[][..], Vec::as_slice);
     kpis.iter()
@@ -192,6 +214,31 @@ mod tests {
         }
         let turned = Comparison::new(["broken", "well"], [&broken, &well]).unwrap();
         assert!(turned.regressions().is_empty());
+    }
+
+    #[test]
+    fn d4_a_figure_that_the_second_lacks_is_none_that_it_met() {
+        let (well, mut lacking) = (report(0.0, true), report(0.0, true));
+        lacking["kpis"] = json!([]);
+        let comparison = Comparison::new(["well", "lacking"], [&well, &lacking]).unwrap();
+        assert_eq!(comparison.regressions(), ["errors"]);
+        let text = comparison.render(false);
+        let says = "lacking misses what well met: failed reads (not there)";
+        assert!(text.contains(says), "{text}");
+        let turned = Comparison::new(["lacking", "well"], [&lacking, &well]).unwrap();
+        assert!(turned.regressions().is_empty());
+    }
+
+    #[test]
+    fn d4_a_second_that_is_void_is_named_and_no_better_than_the_first() {
+        let (well, mut void) = (report(0.0, true), report(0.0, true));
+        void["verdict"] = json!("void");
+        let comparison = Comparison::new(["well", "void"], [&well, &void]).unwrap();
+        assert_eq!(comparison.regressions(), ["untouched"]);
+        let text = comparison.render(false);
+        assert!(text.contains("void is void: what it was"), "{text}");
+        let both = Comparison::new(["void", "void"], [&void, &void]).unwrap();
+        assert!(both.regressions().is_empty());
     }
 
     #[test]
