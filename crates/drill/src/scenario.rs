@@ -514,6 +514,12 @@ impl Scenario {
         source::parse(text)
     }
 
+    /// Reads a scenario for a drill of Steadfast itself, which has no wire to a database: `on =
+    /// "database"` is an error too. The first mistake found is the error.
+    pub fn parse_own(text: &str) -> Result<Self, ScenarioError> {
+        source::parse_own(text)
+    }
+
     /// The same scenario with another number of calls after which it ends. At a rate, all its times
     /// grow or shrink with them.
     #[must_use]

@@ -201,7 +201,9 @@ impl DrillRequest {
                     format!("there is no scenario `{name}`; GET /v1/drills lists them"),
                 )
             })?,
-            (None, Some(text)) => Scenario::parse(text).map_err(|error| bad(error.to_string()))?,
+            (None, Some(text)) => {
+                Scenario::parse_own(text).map_err(|error| bad(error.to_string()))?
+            }
             _ => return Err(bad("name a `scenario`, or send one as `toml`".to_owned())),
         };
         match self.calls {

@@ -13,13 +13,34 @@ use super::value::{Mistake, Share, Time, share_of, within};
 use super::{Arrivals, Fault, Load, Phases, Scenario, ScenarioError, Step, Store, Thresholds};
 
 pub(super) fn parse(text: &str) -> Result<Scenario, ScenarioError> {
-    let source: Source = toml::from_str(text).map_err(|error| {
+    checked(text, source(text)?)
+}
+
+/// As [`parse`], and refuses what needs a wire between an application and its database.
+pub(super) fn parse_own(text: &str) -> Result<Scenario, ScenarioError> {
+    let source = source(text)?;
+    let on_database = source.steps.iter().find_map(|s| s.get_ref().on_database());
+    let scenario = checked(text, source)?;
+    match on_database {
+        None => Ok(scenario),
+        Some(place) => Err(ScenarioError::new(text, place, NO_WIRE_TO_A_DATABASE)),
+    }
+}
+
+const NO_WIRE_TO_A_DATABASE: &str = "a drill of Steadfast itself has no wire to a database: break it by database_down or database_slow, \
+     or drill an application of your own (--target and --database)";
+
+fn source(text: &str) -> Result<Source, ScenarioError> {
+    toml::from_str(text).map_err(|error| {
         ScenarioError::new(
             text,
             error.span().unwrap_or(0..0),
             error.message().trim_end(),
         )
-    })?;
+    })
+}
+
+fn checked(text: &str, source: Source) -> Result<Scenario, ScenarioError> {
     source
         .checked()
         .map_err(|Mistake { span, message }| ScenarioError::new(text, span, message))

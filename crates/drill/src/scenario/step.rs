@@ -326,6 +326,12 @@ impl StepSource {
         self.fault.span()
     }
 
+    /// Where it says that it happens on the wire to a database, if it does.
+    pub(super) fn on_database(&self) -> Option<Range<usize>> {
+        let on = self.on.as_ref()?;
+        (on.get_ref() == "database").then(|| on.span())
+    }
+
     fn refuse_leftovers(self, fault: &str) -> Result<(), Mistake> {
         fn left<T>(
             name: &'static str,

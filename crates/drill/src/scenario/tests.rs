@@ -248,3 +248,15 @@ fn d2_what_could_leave_its_folder_or_never_end_is_refused_at_its_place() {
     // However many are asked for, the times stay numbers.
     assert!(least.with_calls(u64::MAX).phases.total() > Duration::ZERO);
 }
+
+#[test]
+fn d2_a_drill_of_steadfast_itself_refuses_the_wire_to_a_database() {
+    let text = "name = 'x'\nphases = { baseline = '2s', fault = '2s', recovery = '2s', recovered = '2s' }\n\
+                [[steps]]\nfault = 'latency'\nlatency = '1ms'\non = 'database'\n";
+    assert!(Scenario::parse(text).is_ok());
+    let error = Scenario::parse_own(text).unwrap_err();
+    assert_eq!((error.line, error.column), (6, 6), "{error}");
+    assert!(error.message.contains("database_slow"), "{error}");
+    let on_redis = text.replace("'database'", "'redis'");
+    assert!(Scenario::parse_own(&on_redis).is_ok());
+}

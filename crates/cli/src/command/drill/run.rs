@@ -217,7 +217,7 @@ impl Args {
     fn scenarios(&self) -> Result<Vec<Scenario>, Failure> {
         let found: Result<Vec<_>, _> = match self.all {
             true => Ok(scenario::all()),
-            false => self.names.iter().map(|name| find(name)).collect(),
+            false => self.names.iter().map(|name| self.find(name)).collect(),
         };
         let mut scenarios = found?;
         if let Some(calls) = self.calls {
@@ -230,6 +230,39 @@ impl Args {
             scenario.seed = self.seed.unwrap_or(scenario.seed);
         }
         Ok(scenarios)
+    }
+
+    /// A scenario by its name, or by the path of its file.
+    fn find(&self, name: &str) -> Result<Scenario, Failure> {
+        if let Some(scenario) = scenario::builtin(name) {
+            return Ok(scenario);
+        }
+        if !name.contains('/') && !name.ends_with(".toml") {
+            return Err(Failure::new(Status::Usage, format_args!("there is no drill `{name}`"))
+                .hint("`steadfast drill list` names them; a scenario of your own is given by its path, ./mine.toml"));
+        }
+        let text = std::fs::read_to_string(name).map_err(|error| {
+            Failure::new(
+                Status::Config,
+                format_args!("the scenario {name} cannot be read: {error}"),
+            )
+        })?;
+        let parsed = match self.target.is_given() {
+            true => Scenario::parse(&text),
+            false => Scenario::parse_own(&text),
+        };
+        parsed.map_err(|error| {
+            let mut mistakes = Mistakes::default();
+            let at = InFile {
+                name,
+                text: &text,
+                line: error.line,
+                column: error.column,
+                span: error.span.clone(),
+            };
+            mistakes.in_file(&at, &error.message, None);
+            Failure::mistakes(Status::Config, mistakes)
+        })
     }
 
     /// Makes the folder, and sees that a report can be left there: better now than after the drill.
@@ -275,35 +308,6 @@ impl Args {
         shown.end();
         outcome.map_err(|error| ended(&error))
     }
-}
-
-/// A scenario by its name, or by the path of its file.
-fn find(name: &str) -> Result<Scenario, Failure> {
-    if let Some(scenario) = scenario::builtin(name) {
-        return Ok(scenario);
-    }
-    if !name.contains('/') && !name.ends_with(".toml") {
-        return Err(Failure::new(Status::Usage, format_args!("there is no drill `{name}`"))
-            .hint("`steadfast drill list` names them; a scenario of your own is given by its path, ./mine.toml"));
-    }
-    let text = std::fs::read_to_string(name).map_err(|error| {
-        Failure::new(
-            Status::Config,
-            format_args!("the scenario {name} cannot be read: {error}"),
-        )
-    })?;
-    Scenario::parse(&text).map_err(|error| {
-        let mut mistakes = Mistakes::default();
-        let at = InFile {
-            name,
-            text: &text,
-            line: error.line,
-            column: error.column,
-            span: error.span.clone(),
-        };
-        mistakes.in_file(&at, &error.message, None);
-        Failure::mistakes(Status::Config, mistakes)
-    })
 }
 
 fn write_all(folder: &Path, report: &Report) -> Result<(), Failure> {

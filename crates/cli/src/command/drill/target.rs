@@ -63,6 +63,11 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 impl Target {
+    /// Whether an application of one's own is drilled.
+    pub(super) fn is_given(&self) -> bool {
+        self.target.is_some()
+    }
+
     /// Refuses an address that is none.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let target = self.target.as_deref();
