@@ -54,9 +54,13 @@ impl<V: Serialize + DeserializeOwned> Codec<V> {
                 if json.windows(4).any(|word| word == b"null") {
                     faithful::check(value).map_err(|error| Arc::new(error) as CodecError)?;
                 }
+                // A reader goes no deeper than that, so nobody could read it.
+                if faithful::is_deep(&json) {
+                    read::<V>(&json)?;
+                }
                 Ok(Bytes::from(json))
             },
-            decode: |bytes| serde_json::from_slice(&bytes).map_err(|error| Arc::new(error) as _),
+            decode: |bytes| read(&bytes),
             shape: shape::of::<V>(),
         }
     }
@@ -70,6 +74,10 @@ impl Codec<Bytes> {
             shape: 0,
         }
     }
+}
+
+fn read<V: DeserializeOwned>(json: &[u8]) -> Result<V, CodecError> {
+    serde_json::from_slice(json).map_err(|error| Arc::new(error) as _)
 }
 
 fn panicked<T>(panic: Box<dyn Any + Send>) -> Result<T, CodecError> {
@@ -102,6 +110,40 @@ mod tests {
         let nested = std::collections::BTreeMap::from([("null", vec![Some("null")])]);
         let text = serde_json::to_string(&nested).unwrap();
         assert!(encodes(&text) && encodes(&Some(text)));
+    }
+
+    #[test]
+    fn k12_a_number_with_a_point_comes_back_to_its_last_digit() {
+        let mut random = fastrand::Rng::with_seed(12);
+        let codec = Codec::<f64>::json();
+        for _ in 0..10_000 {
+            let numbers = [random.f64() * 100.0, f64::from_bits(random.u64(..))];
+            for number in numbers.into_iter().filter(|number| number.is_finite()) {
+                let bytes = codec.encode(&number).unwrap();
+                let back = codec.decode(bytes.to_vec()).unwrap();
+                assert_eq!(back.to_bits(), number.to_bits(), "{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn k12_what_is_nested_too_deep_to_be_read_is_not_encoded() {
+        use serde_json::{Value, json};
+        let nested = |depth| (0..depth).fold(json!("[{"), |inner, _| json!([inner]));
+        let is_read = |value: &Value| {
+            let json = serde_json::to_vec(value).unwrap();
+            serde_json::from_slice::<Value>(&json).is_ok()
+        };
+        for depth in [1, 126, 127, 128, 129, 200] {
+            let value = nested(depth);
+            assert_eq!(encodes(&value), is_read(&value), "{depth}");
+        }
+        assert!(encodes(&nested(127)) && !encodes(&nested(128)));
+        assert!(
+            encodes(&vec![json!({"a\"": [[]]}); 100]),
+            "many are not deep"
+        );
+        assert!(encodes(&"[".repeat(200)), "nor is text");
     }
 
     #[derive(serde::Serialize, serde::Deserialize)]

@@ -3,6 +3,8 @@
 //! It has no word for NaN and infinity, nor for `Some(None)` and `Some(())`: all are written as
 //! `null`, and read as `None`. A serializer that writes nothing walks over a value in whose JSON a
 //! `null` was found, and refuses it if that `null` stands for something else than nothing.
+//!
+//! And what is nested too deep can be written, but not read: the reader bounds its own stack.
 
 use std::fmt::Display;
 
@@ -12,6 +14,35 @@ use serde::ser::{self, Serialize, Serializer};
 pub(super) fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), Unfaithful> {
     value.serialize(Walk { within_some: false })
 }
+
+/// Whether lists and maps are nested deeper in it than serde_json reads them.
+pub(super) fn is_deep(json: &[u8]) -> bool {
+    let opens = |byte: &&u8| matches!(byte, b'[' | b'{');
+    // Nearly everything has fewer of them altogether.
+    if json.iter().filter(opens).count() <= DEEPEST {
+        return false;
+    }
+    let (mut depth, mut in_text, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                if depth > DEEPEST {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_text => depth -= 1,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The depth that serde_json reads by default.
+const DEEPEST: usize = 127;
 
 /// A value that JSON cannot hold.
 #[derive(Debug, thiserror::Error)]
