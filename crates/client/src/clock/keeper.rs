@@ -9,7 +9,7 @@
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock;
 
@@ -53,7 +53,7 @@ pub(crate) fn watch(look: impl FnMut(Instant) -> bool + Send + 'static) {
         look: Box::new(look),
         has_panicked: false,
     });
-    ensure_running(&mut kept);
+    ensure_running(kept);
 }
 
 /// Waits until `at`, by no runtime's timer.
@@ -74,7 +74,7 @@ pub(crate) async fn sleep_until(at: Instant) {
             at,
             waker: cx.waker().clone(),
         });
-        ensure_running(&mut kept);
+        ensure_running(kept);
         CHANGED.notify_one();
         Poll::Pending
     })
@@ -93,16 +93,18 @@ impl Drop for SleeperGuard {
     }
 }
 
-fn ensure_running(kept: &mut Watchlist) {
+/// Starts the thread if it does not run, and gives the lock back. Only then it tells that it cannot:
+/// whoever listens may come here again.
+fn ensure_running(mut kept: MutexGuard<'_, Watchlist>) {
     if kept.running {
         return;
     }
     let thread = std::thread::Builder::new().name("steadfast-keeper".into());
-    match thread.spawn(run) {
-        Ok(_) => kept.running = true,
-        Err(error) => {
-            tracing::error!(%error, "no thread that keeps deadlines should a runtime not run");
-        }
+    let started = thread.spawn(run);
+    kept.running = started.is_ok();
+    drop(kept);
+    if let Err(error) = started {
+        tracing::error!(%error, "no thread that keeps deadlines should a runtime not run");
     }
 }
 

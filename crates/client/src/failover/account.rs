@@ -210,16 +210,20 @@ impl Discovery {
     /// Notes whether the server says of itself what this command asks. That it does not is told
     /// once.
     fn note_answer(&self, command: &'static str, answer: &Inquiry) {
-        let mut refused = self.not_allowed.lock();
-        match answer {
+        let newly_refused = match answer {
             Inquiry::Answered(_) => {
-                refused.remove(command);
+                self.not_allowed.lock().remove(command);
+                false
             }
-            Inquiry::Refused if refused.insert(command) => tracing::warn!(
+            Inquiry::Refused => self.not_allowed.lock().insert(command),
+            Inquiry::Failed => false,
+        };
+        // Told without the lock: whoever listens may ask the client.
+        if newly_refused {
+            tracing::warn!(
                 command,
                 "not allowed to this user: lag, and what a failover costs, are not known"
-            ),
-            Inquiry::Refused | Inquiry::Failed => {}
+            );
         }
     }
 }

@@ -264,9 +264,7 @@ impl EpochGuard {
         let ordered = order.is_some_and(|order| glance.may_hold(order));
         let overtaken = self.has_fallen(redis_at, at) && !waits && !ordered;
         let mut state = self.state.lock();
-        if fell || overtaken {
-            state.note_rollback(at, known, redis_at);
-        }
+        let rolled_back = (fell || overtaken) && state.note_rollback();
         if fell {
             // SQL was told so by who had taken Redis there.
             state.redis_at = state.redis_at.max(known);
@@ -285,6 +283,10 @@ impl EpochGuard {
             self.numbered
                 .send_if_modified(|known| known.replace(database) != Some(database));
         }
+        drop(state);
+        if rolled_back {
+            tell_of_rollback(at, known, redis_at);
+        }
     }
 
     /// Doubts what the channel claims while SQL cannot be asked: it may be a forgery, and Redis may
@@ -298,29 +300,24 @@ impl EpochGuard {
     /// Believes in what Redis was found to be, if it has not been connected to anew since; or
     /// learns that it is used by another database. Says whether a new epoch is a beginning anew.
     pub(super) fn adopt(&self, connection: u64, found: Option<Adopted>) -> bool {
-        let mut state = self.state.lock();
         let taken = found.is_none();
-        match (std::mem::replace(&mut state.taken, taken), taken) {
+        let known = found.as_ref().map(|found| found.known);
+        let (was_taken, anew) = {
+            let mut state = self.state.lock();
+            let was_taken = std::mem::replace(&mut state.taken, taken);
+            (was_taken, state.adopt(connection, found))
+        };
+        // Told without the lock: whoever listens may ask for the status.
+        match (was_taken, taken) {
             (false, true) => tracing::warn!("{TAKEN}"),
             (true, false) => tracing::info!("the namespace is free again"),
             _ => {}
         }
-        let Some(found) = found else {
-            return false;
-        };
-        // The first epoch of all is no beginning anew: nothing was there that could be behind.
-        let anew = found.begun && (found.held || found.known > 0 || state.adopted);
         if anew {
             tracing::warn!(
-                known = found.known,
+                known,
                 "redis is empty, behind, or was used by another database: all it holds is unseen from now on"
             );
-        }
-        state.adopted = true;
-        if state.connection == connection {
-            state.epoch = Some(found.epoch.into());
-            state.redis_at = found.watermark;
-            state.delivery = found.delivery;
         }
         anew
     }
@@ -400,7 +397,11 @@ impl EpochGuard {
     pub(crate) fn on_fall(&self, at: u64) {
         let mut state = self.state.lock();
         let (known, redis_at) = (state.known, state.redis_at);
-        state.note_rollback(at, known, redis_at);
+        let rolled_back = state.note_rollback();
+        drop(state);
+        if rolled_back {
+            tell_of_rollback(at, known, redis_at);
+        }
     }
 
     /// Whether SQL was rolled back, and everything has yet to be invalidated because of it.
@@ -480,16 +481,36 @@ impl EpochGuard {
 }
 
 impl State {
-    fn note_rollback(&mut self, at: u64, known: u64, redis_at: u64) {
-        if !std::mem::replace(&mut self.rolled_back, true) {
-            tracing::warn!(
-                at,
-                known,
-                redis_at,
-                "the database was rolled back: everything is invalidated"
-            );
-        }
+    /// Says whether that was not known yet.
+    fn note_rollback(&mut self) -> bool {
+        !std::mem::replace(&mut self.rolled_back, true)
     }
+
+    /// Says whether a new epoch is a beginning anew.
+    fn adopt(&mut self, connection: u64, found: Option<Adopted>) -> bool {
+        let Some(found) = found else {
+            return false;
+        };
+        // The first epoch of all is no beginning anew: nothing was there that could be behind.
+        let anew = found.begun && (found.held || found.known > 0 || self.adopted);
+        self.adopted = true;
+        if self.connection == connection {
+            self.epoch = Some(found.epoch.into());
+            self.redis_at = found.watermark;
+            self.delivery = found.delivery;
+        }
+        anew
+    }
+}
+
+/// Without the lock, as whoever listens may ask for the status.
+fn tell_of_rollback(at: u64, known: u64, redis_at: u64) {
+    tracing::warn!(
+        at,
+        known,
+        redis_at,
+        "the database was rolled back: everything is invalidated"
+    );
 }
 
 /// A process goes on without being found by others after so long: it may not be able to listen.

@@ -82,9 +82,9 @@ pub(super) fn begin(tier: &Arc<RedisTier>) -> bool {
     let Err(error) = thread.spawn(run) else {
         return true;
     };
-    tracing::warn!(%error, "no thread that watches shared questions: each reader asks alone");
     let alone = mem::take(&mut *watched);
     drop(watched);
+    tracing::warn!(%error, "no thread that watches shared questions: each reader asks alone");
     for tier in alone.iter().filter_map(Weak::upgrade) {
         let mut open = tier.together.open.lock();
         open.watch.is_watched = false;
