@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use steadfast_core::policy::breaker::{self, Admission, Breaker, BreakerConfig, Outcome};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::clock::clock;
 use queue::{AdmissionQueue, Entrance};
@@ -28,6 +28,8 @@ use queue::{AdmissionQueue, Entrance};
 #[derive(Clone)]
 pub(crate) struct LoadAdmission {
     shared: Arc<Mutex<State>>,
+    /// Tells one of those who wait that nobody lets them in any more.
+    abandoned: Arc<Notify>,
     wait: Duration,
     nested: usize,
 }
@@ -94,6 +96,7 @@ impl LoadAdmission {
         };
         Self {
             shared: Arc::new(Mutex::new(state)),
+            abandoned: Arc::default(),
             wait: options.wait,
             nested: options.nested,
         }
@@ -152,7 +155,16 @@ impl LoadAdmission {
         };
         let mut give_up = self.give_up(class, latest);
         loop {
-            match tokio::time::timeout_at(give_up.into(), &mut waiter.turn).await {
+            let turn = tokio::time::timeout_at(give_up.into(), &mut waiter.turn);
+            let told = tokio::select! {
+                biased;
+                told = turn => told,
+                () = self.abandoned.notified() => {
+                    self.pump();
+                    continue;
+                }
+            };
+            match told {
                 Ok(Ok(())) => return Ok(self.permit(class)),
                 Ok(Err(_pushed_out)) => return Err(self.overloaded(class)),
                 Err(_too_late) => {
@@ -233,19 +245,44 @@ impl LoadAdmission {
             return;
         }
         drop(state);
-        let guard = self.clone();
-        let pumping = async move {
-            let mut pause = Some(pause);
-            while let Some(wait) = pause {
-                tokio::time::sleep(wait).await;
-                let mut state = guard.shared.lock();
-                pause = state.queue.let_in(clock());
-                state.pumping = pause.is_some();
-            }
+        let pump = Pump {
+            guard: self.clone(),
+            is_over: false,
         };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(pumping)),
-            Err(_no_runtime) => self.shared.lock().pumping = false,
+        // Without a runtime it is dropped at once.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(pump.run(pause));
+        }
+    }
+}
+
+/// Lets in who may go, again and again, as long as some only wait for time to pass. It may end with
+/// the runtime that it lives in: then one of those who wait in another takes its place.
+struct Pump {
+    guard: LoadAdmission,
+    is_over: bool,
+}
+
+impl Pump {
+    async fn run(mut self, mut pause: Duration) {
+        loop {
+            tokio::time::sleep(pause).await;
+            let mut state = self.guard.shared.lock();
+            let Some(longer) = state.queue.let_in(clock()) else {
+                state.pumping = false;
+                self.is_over = true;
+                return;
+            };
+            pause = longer;
+        }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.guard.shared.lock().pumping = false;
+            self.guard.abandoned.notify_one();
         }
     }
 }

@@ -76,6 +76,19 @@ impl Loading {
         LOADING.scope(loading, load).await
     }
 
+    /// Runs a load that no flight waits for, and that goes by that slot. Within another it is a part
+    /// of that one, by whose right all that it reads is loaded.
+    pub(crate) async fn apart<T>(
+        nesting: (&Arc<Flights>, usize),
+        slot: Option<Arc<LoadSlot>>,
+        load: impl Future<Output = T>,
+    ) -> T {
+        match Self::current(nesting.0) {
+            Some(_) => load.await,
+            None => Self::within(nesting, &[], None, slot, load).await,
+        }
+    }
+
     /// Refuses a key that is being loaded by this load, or by one that it is nested in; and any
     /// where there is no runtime to load in.
     pub(crate) fn check(this: Option<&Arc<Self>>, name: &[u8]) -> Result<(), CacheError> {
@@ -96,7 +109,7 @@ impl Loading {
                     CacheError::Circle { keys: within }
                 });
             }
-            within.push(outer.keys.first().map_or_else(String::new, |key| text(key)));
+            within.extend(outer.keys.first().map(|key| text(key)));
             loading = outer.parent.as_ref();
         }
         Ok(())

@@ -224,7 +224,12 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
             limit: ttl.hard_limit,
             deadline: clock() + ttl.hard_limit,
         };
-        let asked = cache.ask_database(asking, || (), pending(), |_| load());
+        // In a box: it may be large, and would be a part of each future around it.
+        let load = |slot| {
+            let load = Box::pin(async { load().await });
+            Loading::apart(cache.nesting(), slot, load)
+        };
+        let asked = cache.ask_database(asking, || (), pending(), load);
         let ending = Box::pin(asked).await;
         let loaded = ending.map(|(value, cost)| Answer {
             fresh_for: view.life(&ttl, value.as_ref()).fresh,

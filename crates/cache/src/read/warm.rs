@@ -76,7 +76,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             limit: ttl.hard_limit,
             deadline: began + ttl.hard_limit,
         };
-        let asked = cache.ask_database(asking, || (), pending(), |_| load());
+        // In a box: it may be large, and would be a part of each future around it.
+        let load = |slot| {
+            let load = Box::pin(async { load().await });
+            Loading::apart(cache.nesting(), slot, load)
+        };
+        let asked = cache.ask_database(asking, || (), pending(), load);
         let (pairs, cost) = asked.await?;
 
         let mut warmed = Warmed::default();

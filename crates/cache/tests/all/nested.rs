@@ -527,3 +527,47 @@ async fn k9_a_key_with_nothing_to_serve_that_fails_again_and_again_is_tried_seld
     })
     .await;
 }
+
+#[tokio::test]
+async fn k15_a_load_past_the_cache_and_a_warming_lend_their_permit_to_what_they_read() {
+    let (database, _folder) = sqlite().await;
+    let one = GuardOptions::new(1, 5000.0);
+    let cache = plain(&database).guard(one).class("patient", patient());
+    let cache = cache.build().await.unwrap();
+    let view = text(&cache, "patient");
+    let part = |name: &'static str| {
+        let parts = view.clone();
+        async move {
+            let read = parts.get(name, || async { Ok(Some("x".to_owned())) }).await;
+            Ok::<_, LoadError>(read?.value)
+        }
+    };
+    let page = part("part");
+    let uncached = view.read("page").get_uncached(move || page);
+    let uncached = at_once(uncached).await.unwrap();
+    assert_eq!(uncached.value.as_deref(), Some("x"));
+    let other = part("other part");
+    let warm = || async move { Ok([("k", other.await?.unwrap())]) };
+    assert_eq!(at_once(view.warm(warm)).await.unwrap().loaded, 1);
+    assert_eq!(cache.status().guard.running, 0);
+}
+
+#[tokio::test]
+async fn k15_a_load_past_the_cache_within_another_is_a_part_of_it() {
+    let (database, _folder) = sqlite().await;
+    let one = GuardOptions::new(1, 5000.0);
+    let cache = plain(&database).guard(one).class("patient", patient());
+    let cache = cache.build().await.unwrap();
+    let view = text(&cache, "patient");
+    let parts = view.clone();
+    let load = move || async move {
+        let again = parts.clone();
+        let own = move || async move {
+            let read = again.get("a", || async { Ok(None) }).await;
+            Ok::<_, LoadError>(read?.value)
+        };
+        Ok(parts.read("beside").get_uncached(own).await?.value)
+    };
+    let error = at_once(view.get("a", load)).await.unwrap_err().to_string();
+    assert!(error.contains("reads \"a\" itself"), "{error}");
+}
