@@ -198,7 +198,8 @@ impl CacheBuilder {
         self
     }
 
-    /// The time that Redis may add to a read, all questions of the read together. Default 100 ms.
+    /// The time that Redis may add to a read, all questions of the read together. Default 100 ms;
+    /// never more than half of the class's [`hard_limit`](Ttl::hard_limit).
     /// Waiting for the value that another process is loading is not counted: see
     /// [`lease_wait`](Self::lease_wait). A miss asks two questions, one after the other, so a Redis
     /// that takes more than half of this for each is read but never filled, which
@@ -260,9 +261,11 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache. Neither Redis nor the database need be there. Must be called within a
-    /// tokio runtime that has time and I/O (`enable_all`); so must whatever is asked of the cache
-    /// within one. tokio panics where a runtime lacks them, and nobody can ask it before.
+    /// Builds the cache. Neither Redis nor the database need be there: a database that hangs is
+    /// waited for a second, and proof of what is in memory for twice
+    /// [`redis_limit`](Self::redis_limit), at most. Must be called within a tokio runtime that has
+    /// time and I/O (`enable_all`); so must whatever is asked of the cache within one. tokio panics
+    /// where a runtime lacks them, and nobody can ask it before.
     ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, or says that there is no runtime.

@@ -32,27 +32,48 @@ pub(crate) struct Class {
 
 impl Class {
     /// Asks whether loads of the class are well; if not, answers when to ask again.
-    pub(crate) fn try_load(&self) -> Result<Permit, Duration> {
+    pub(crate) fn try_load(&self) -> Result<ClassPermit<'_>, Duration> {
         match self.breaker.lock().try_acquire(clock()) {
-            Ok(Admission::Now(permit) | Admission::Delay { permit, .. }) => Ok(permit),
+            Ok(Admission::Now(permit) | Admission::Delay { permit, .. }) => Ok(ClassPermit {
+                class: self,
+                permit: Some(permit),
+            }),
             Err(refused) => Err(refused.retry_after),
-        }
-    }
-
-    /// Tells how that load went; `None` if it says nothing of the class.
-    pub(crate) fn record(&self, permit: Permit, outcome: Option<Outcome>) {
-        let mut breaker = self.breaker.lock();
-        let Some(outcome) = outcome else {
-            return breaker.forget(permit);
-        };
-        if let Some(change) = breaker.record(permit, outcome, clock()) {
-            tracing::warn!(class = %self.name, from = ?change.from, to = ?change.to, "breaker of a class whose loads run out of time or do not reach what they ask");
         }
     }
 
     /// Returns its times, as they are now.
     pub(crate) fn ttl(&self) -> Ttl {
         *self.ttl.read()
+    }
+}
+
+/// The right to one load of a class. Dropped, as by a caller who goes away, it says nothing of the
+/// class.
+pub(crate) struct ClassPermit<'c> {
+    class: &'c Class,
+    permit: Option<Permit>,
+}
+
+impl ClassPermit<'_> {
+    /// Tells how the load went.
+    pub(crate) fn record(mut self, outcome: Outcome) {
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
+        let change = self.class.breaker.lock().record(permit, outcome, clock());
+        // Told without the lock: whoever listens may ask the cache for its status.
+        if let Some(change) = change {
+            tracing::warn!(class = %self.class.name, from = ?change.from, to = ?change.to, "breaker of a class whose loads run out of time or do not reach what they ask");
+        }
+    }
+}
+
+impl Drop for ClassPermit<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.class.breaker.lock().forget(permit);
+        }
     }
 }
 

@@ -149,7 +149,10 @@ impl Relay {
             }
             let round = self.begin_round();
             let drained = self.drain().await;
-            self.note(DRAIN, drained.as_ref().err());
+            // That nobody could be delivered to says nothing of what went wrong before.
+            if !matches!(drained, Ok(false)) {
+                self.note(DRAIN, drained.as_ref().err());
+            }
             match drained {
                 Ok(true) => self.end_round(round),
                 Ok(false) => {}
@@ -179,7 +182,11 @@ impl Relay {
             let looked = self.look(&mut watcher).await;
             self.note(LOOK, looked.as_ref().err());
             match looked {
-                Ok(true) => self.end_round(round),
+                Ok(true) => {
+                    // Another process may have drained it.
+                    self.note(DRAIN, None::<&SourceError>);
+                    self.end_round(round);
+                }
                 Ok(false) => self.wake(),
                 Err(_) => {}
             }
@@ -199,15 +206,18 @@ impl Relay {
                 error.to_string()
             )
         });
-        let mut trouble = self.trouble.lock();
-        if trouble[which] == error {
-            return;
+        {
+            let mut trouble = self.trouble.lock();
+            if trouble[which] == error {
+                return;
+            }
+            trouble[which].clone_from(&error);
         }
+        // Told without the lock: whoever listens may ask for the status.
         match &error {
             Some(error) => tracing::warn!("{error}"),
             None => tracing::info!("the outbox can be {} again", WHAT[which]),
         }
-        trouble[which] = error;
     }
 
     fn begin_round(&self) -> u64 {
@@ -231,17 +241,12 @@ impl Relay {
         let epochs = &self.served.redis.epoch_guard;
         let began = clock();
         let looked = match self.served.redis.look_at_sql().await {
-            // The tables may be gone; if it is something else, making them fails for the same
-            // reason.
-            Err(SourceError::Sql(sqlx::Error::Database(error))) => {
-                tracing::warn!(%error, "the outbox cannot be read: it is made if it is missing");
-                None
-            }
+            Err(error) if error.misses_a_table() => None,
             looked => looked?,
         };
         let Some(glance) = looked else {
-            tracing::warn!("the outbox has lost its tables or its state row; they are made again");
             self.outbox.prepare().await?;
+            tracing::warn!("the outbox had lost its tables or its state row; they are made again");
             return Ok(false);
         };
         let lag = watcher.lag(&glance, began);

@@ -29,8 +29,8 @@ mod tls;
 mod tx;
 mod typed;
 
+pub(crate) use error::Failure;
 pub use error::SourceError;
-pub(crate) use error::is_passing;
 #[cfg(feature = "chrono")]
 pub use foreign::NotInCalendar;
 pub use lent::{Kind, Lent};
@@ -130,6 +130,16 @@ impl Database {
                 return Err(InvalidSetting::new(setting, "must be at least 1").into());
             }
         }
+        for (setting, time) in [
+            ("acquire_timeout", options.acquire_timeout),
+            ("query_limit", options.query_limit),
+            ("statement_limit", options.statement_limit),
+        ] {
+            if time.is_zero() || time > LONGEST_LIMIT {
+                let allowed = "must be above zero and at most 24 days";
+                return Err(InvalidSetting::new(setting, allowed).into());
+            }
+        }
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
         #[cfg(feature = "postgres")]
         let mut plain = PgConnectOptions::new_without_pgpass();
@@ -225,7 +235,8 @@ impl Database {
         }
     }
 
-    /// The pool inside.
+    /// The pool inside. What is asked by it directly knows none of our limits: see
+    /// [`DatabaseOptions`].
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
@@ -434,7 +445,9 @@ fn first_word(sql: &str) -> String {
 fn may_be_repeated(sql: &str, error: &SourceError) -> bool {
     let passing = match error {
         SourceError::Sql(sqlx::Error::Io(_)) => true,
-        SourceError::Sql(sqlx::Error::Database(_)) => error.is_passing(),
+        SourceError::Sql(error @ sqlx::Error::Database(_)) => {
+            Failure::of_sql(error) == Failure::OutOfReach
+        }
         _ => false,
     };
     passing && first_word(sql) == "SELECT"
@@ -476,9 +489,75 @@ fn unknown(scheme: &str) -> String {
 /// it is this process that says so.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// PostgreSQL counts its limits in milliseconds, up to 2³¹.
+const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 86_400);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn k13_a_limit_of_time_that_no_database_can_keep_is_refused_by_name() {
+        type Set = fn(&mut DatabaseOptions, Duration);
+        let settings: [(&str, Set); 3] = [
+            ("acquire_timeout", |options, to| {
+                options.acquire_timeout = to
+            }),
+            ("query_limit", |options, to| options.query_limit = to),
+            ("statement_limit", |options, to| {
+                options.statement_limit = to
+            }),
+        ];
+        let connect = |set: Set, to| {
+            let mut options = DatabaseOptions::default();
+            options.read_only_connections = Some(1);
+            set(&mut options, to);
+            Database::connect("sqlite::memory:", options)
+        };
+        for (setting, set) in settings {
+            for refused in [Duration::MAX, LONGEST_LIMIT * 2, Duration::ZERO] {
+                let error = connect(set, refused).unwrap_err().to_string();
+                assert!(error.contains(setting), "{error}");
+            }
+            let longest = connect(set, LONGEST_LIMIT).unwrap();
+            longest.select("SELECT 1 AS n", &[]).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn s12_an_error_of_a_row_names_its_column_and_quotes_no_value() {
+        #[derive(Debug, serde::Deserialize)]
+        #[allow(dead_code)]
+        enum Colour {
+            Red,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[allow(dead_code)]
+        struct Painted {
+            colour: Colour,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[allow(dead_code)]
+        struct Numbered {
+            n: u8,
+        }
+        let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
+        let text = database.select_as::<Numbered>("SELECT 'hunter2, expected' AS n", &[]);
+        let number = database.select_as::<Numbered>("SELECT 70707 AS n", &[]);
+        let colour = database.select_as::<Painted>("SELECT 'hunter2' AS colour", &[]);
+        let told = [
+            text.await.unwrap_err().to_string(),
+            number.await.unwrap_err().to_string(),
+            colour.await.unwrap_err().to_string(),
+        ];
+        for (told, column) in told.iter().zip(["column n", "column n", "column colour"]) {
+            assert!(told.contains(column) && told.contains("expected"), "{told}");
+            assert!(
+                !told.contains("hunter2") && !told.contains("70707"),
+                "{told}"
+            );
+        }
+    }
 
     #[tokio::test]
     async fn a_bad_url_is_refused_without_its_password() {

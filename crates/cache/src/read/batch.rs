@@ -290,7 +290,8 @@ where
     V: Clone + Send + Sync + 'static,
 {
     let mut missing = Vec::new();
-    let mut allowance = cache.redis.as_ref().map(|redis| redis.allowance());
+    let redis = cache.redis.as_ref();
+    let mut allowance = redis.map(|redis| redis.allowance_until(deadline));
     for chunk in in_chunks(led) {
         let began = clock();
         let asked = chunk.into_iter().map(|mut led| {

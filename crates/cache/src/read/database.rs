@@ -16,7 +16,7 @@ use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::{Loading, Nested};
 use crate::guard::{self, LoadSlot, Permit, Rejection, Urgency};
 use crate::parts::Inner;
-use crate::sql::{SourceError, is_passing};
+use crate::sql::{Failure, SourceError};
 
 impl Inner {
     /// Runs a loader by a permit and within its limit; answers with what it loaded and how long
@@ -44,13 +44,7 @@ impl Inner {
         let own = class
             .try_load()
             .map_err(|retry_after| CacheError::Unavailable { retry_after })?;
-        let way = match self.find_way(&asking, queued, lent).await {
-            Ok(way) => way,
-            Err(refused) => {
-                class.record(own, None);
-                return Err(refused);
-            }
-        };
+        let way = self.find_way(&asking, queued, lent).await?;
         let began = clock();
         let slot = way.slot();
         let work = async { load(slot.clone()).await };
@@ -70,13 +64,15 @@ impl Inner {
             // That is between the class and its own limit: of the database as a whole it says
             // nothing.
             Err(_late) => {
-                class.record(own, (cost >= limit / 2).then_some(Outcome::Failure));
+                if cost >= limit / 2 {
+                    own.record(Outcome::Failure);
+                }
                 drop(way);
                 self.stats.loaded(false, cost);
                 return Err(CacheError::LoadTimeout { limit });
             }
         };
-        class.record(own, Some(blame.of_the_class()));
+        own.record(blame.of_the_class());
         if let (Way::Permit(permit), Some(outcome)) = (way, blame.of_the_database()) {
             permit.record(outcome);
         }
@@ -175,8 +171,9 @@ enum Blame {
     Question,
     /// The database is out of reach, or passes through trouble.
     Database,
-    /// Something else is, of which nobody here knows what it is. Loads of other classes need not
-    /// ask it.
+    /// Something else is, of which nobody here knows what it is; or the questions of the class take
+    /// the database too long, or find its pool full. Loads of other classes need not ask it, and
+    /// may be quick.
     Other,
 }
 
@@ -196,13 +193,12 @@ impl Blame {
             if error.is::<CacheError>() {
                 other = Self::Question;
             }
-            let of_database = error
-                .downcast_ref::<SourceError>()
-                .map(SourceError::is_passing)
-                .or_else(|| error.downcast_ref::<sqlx::Error>().map(is_passing));
-            match of_database {
-                Some(true) => return Self::Database,
-                Some(false) => return Self::Question,
+            let failure = error.downcast_ref::<SourceError>().map(Failure::of_source);
+            let failure = failure.or_else(|| error.downcast_ref().map(Failure::of_sql));
+            match failure {
+                Some(Failure::OutOfReach) => return Self::Database,
+                Some(Failure::OutOfTime) => return other,
+                Some(Failure::Lasting) => return Self::Question,
                 None => {}
             }
             cause = match error.downcast_ref::<io::Error>() {
@@ -266,11 +262,16 @@ mod tests {
         assert_eq!(of("no such thing".into()), Blame::Question);
         assert_eq!(of(LoadError::unavailable("503")), Blame::Other);
         // Of sqlx, whoever called it, by the rule that holds for our own calls.
-        assert_eq!(of(sqlx::Error::PoolTimedOut.into()), Blame::Database);
         assert_eq!(of(sqlx::Error::Tls("no".into()).into()), Blame::Database);
         let ended = SourceError::Ended;
         assert_eq!(of(io::Error::other(ended).into()), Blame::Database);
         assert_eq!(of(sqlx::Error::RowNotFound.into()), Blame::Question);
+        // A slow query, and a pool that others have filled, are no reason to refuse other classes.
+        let limit = Duration::from_secs(5);
+        let slow = || SourceError::Timeout { limit };
+        assert_eq!(of(slow().into()), Blame::Other);
+        assert_eq!(of(sqlx::Error::PoolTimedOut.into()), Blame::Other);
+        assert_eq!(of(io::Error::other(slow()).into()), Blame::Other);
         // Of other drivers, at any depth.
         let refused = || io(io::ErrorKind::ConnectionRefused);
         assert_eq!(of(refused().into()), Blame::Other);
@@ -281,5 +282,6 @@ mod tests {
         let nested = |error: Arc<dyn Error + Send + Sync>| of(CacheError::Load(error).into());
         assert_eq!(nested(Arc::new(SourceError::Ended)), Blame::Database);
         assert_eq!(nested(Arc::new(Driver(refused()))), Blame::Question);
+        assert_eq!(nested(Arc::new(slow())), Blame::Question);
     }
 }

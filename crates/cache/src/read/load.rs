@@ -162,7 +162,7 @@ where
     if cache.is_pending(Some(leader.key()), &job.tags) {
         return None;
     }
-    let mut allowance = redis.allowance();
+    let mut allowance = redis.allowance_until(asked + job.ttl.hard_limit);
     job.first_look = match job.look(redis, leader, asked, &mut allowance).await {
         Ok(Found::Answer(loaded, now)) => return Some((loaded, now)),
         Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, allowance),
@@ -185,7 +185,7 @@ where
         return None;
     }
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
-    let mut allowance = redis.allowance();
+    let mut allowance = redis.allowance_until(clock() + job.ttl.hard_limit);
     let wanted = job.wanted(leader, clock());
     let asked = wanted.asked.into();
     let look = redis.look(&wanted, &mut allowance, &carries);
@@ -285,7 +285,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         let cache = self.view.core().clone();
         let (mut seen, mut allowance) =
             match std::mem::replace(&mut self.first_look, FirstLook::None) {
-                FirstLook::None => (None, redis.allowance()),
+                FirstLook::None => (None, redis.allowance_until(deadline)),
                 FirstLook::Missed(seen, allowance) => (Some(seen), allowance),
                 FirstLook::InVain(_) => return Stage::Load(None),
             };
@@ -339,7 +339,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             pause = (pause * 2).min(LAST_LOOK);
             // Looking for another's value is the load's time, not Redis's: each look has an
             // allowance of its own.
-            allowance = redis.allowance();
+            allowance = redis.allowance_until(deadline);
         }
     }
 
@@ -463,8 +463,13 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             .transpose()
         {
             Ok(value) => value,
-            Err(error) => {
-                tracing::warn!(%error, "a value in Redis cannot be decoded and is treated as missing");
+            // What serde says of it may quote the value.
+            Err(_untold) => {
+                tracing::warn!(
+                    value = std::any::type_name::<V>(),
+                    class = %view.class().name,
+                    "a value in Redis cannot be read as this type and is treated as missing"
+                );
                 cache.stats.damaged.add(1);
                 return unfit(&tags);
             }

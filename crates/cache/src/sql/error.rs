@@ -102,11 +102,21 @@ impl SourceError {
     /// reach, busy or slow.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        match self {
-            Self::Timeout { .. } | Self::Ended => true,
-            Self::Sql(error) => is_passing(error),
+        Failure::of_source(self) != Failure::Lasting
+    }
+
+    /// Whether a table that was asked for is not there.
+    pub(crate) fn misses_a_table(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        // SQLSTATE of PostgreSQL, and of MySQL; SQLite has but one code for whatever is wrong with
+        // a statement.
+        error.code().is_some_and(|code| match &*code {
+            "42P01" | "42S02" => true,
+            "1" => error.message().contains("no such table"),
             _ => false,
-        }
+        })
     }
 
     /// Whether the database refused it because it writes where only reading is allowed
@@ -123,15 +133,41 @@ impl SourceError {
     }
 }
 
-/// Whether an error of sqlx, whoever has called it, passes by itself.
-pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| is_passing_code(&code)),
-        sqlx::Error::Io(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::WorkerCrashed
-        | sqlx::Error::Tls(_) => true,
-        _ => false,
+/// The kind of a database's failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It has answered, and would answer the same again.
+    Lasting,
+    /// It is out of reach, or passes through trouble.
+    OutOfReach,
+    /// The time, or the pool, did not suffice: another question may well be answered.
+    OutOfTime,
+}
+
+impl Failure {
+    pub(crate) fn of_source(error: &SourceError) -> Self {
+        match error {
+            SourceError::Timeout { .. } => Self::OutOfTime,
+            SourceError::Ended => Self::OutOfReach,
+            SourceError::Sql(error) => Self::of_sql(error),
+            _ => Self::Lasting,
+        }
+    }
+
+    /// Judges an error of sqlx, whoever has called it.
+    pub(crate) fn of_sql(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(error) => match error.code() {
+                Some(code) if OUT_OF_TIME_CODES.contains(&&*code) => Self::OutOfTime,
+                Some(code) if is_passing_code(&code) => Self::OutOfReach,
+                _ => Self::Lasting,
+            },
+            sqlx::Error::PoolTimedOut => Self::OutOfTime,
+            sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => {
+                Self::OutOfReach
+            }
+            _ => Self::Lasting,
+        }
     }
 }
 
@@ -139,7 +175,7 @@ pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
 /// with the file, a disk that is full; its codes have at most four digits, of which the lowest byte
 /// tells the kind. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide). PostgreSQL:
 /// serialization failure, deadlock, too many connections, a disk that is full, starting up or
-/// shutting down. Both: stopped for want of time.
+/// shutting down.
 fn is_passing_code(code: &str) -> bool {
     let sqlite = code.parse::<u32>().ok().filter(|_| code.len() <= 4);
     sqlite.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 9 | 10 | 13 | 14))
@@ -147,6 +183,8 @@ fn is_passing_code(code: &str) -> bool {
 }
 
 const PASSING_CODES: &[&str] = &[
-    "40001", "40P01", "53100", "53300", "57014", "57P01", "57P02", "57P03", "08004", "25P03",
-    "70100",
+    "40001", "40P01", "53100", "53300", "57P01", "57P02", "57P03", "08004", "25P03",
 ];
+
+/// A statement that took, or a lock that it waited for, too long: PostgreSQL's and MariaDB's.
+const OUT_OF_TIME_CODES: &[&str] = &["57014", "55P03", "70100"];

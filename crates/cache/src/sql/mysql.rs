@@ -89,8 +89,8 @@ pub(super) async fn read(
     (limit, only_reads): (Duration, bool),
 ) -> Result<Selected, SourceError> {
     let most = match bounds.rows.checked_add(1) {
-        Some(most) if only_reads => format!("SET sql_select_limit = {most}; "),
-        None if only_reads => "SET sql_select_limit = DEFAULT; ".to_owned(),
+        Some(most) if only_reads => format!(", sql_select_limit = {most}"),
+        None if only_reads => ", sql_select_limit = DEFAULT".to_owned(),
         _ => String::new(),
     };
     let mut held = taken(pool, limit, &most).await?;
@@ -115,14 +115,15 @@ pub(super) async fn begin(pool: &MySqlPool, limit: Duration) -> Result<Lent<MySq
 }
 
 /// A connection that answers, and of which it is known how to stop it. Those that were cut off
-/// meanwhile are thrown away, however many they are.
+/// meanwhile are thrown away, however many they are. Where the server does not commit by itself, a
+/// query would begin a transaction that nobody ends, and the next ones would see what that saw.
 async fn taken(
     pool: &MySqlPool,
     limit: Duration,
-    before: &str,
+    settings: &str,
 ) -> Result<Lent<MySql>, SourceError> {
     let mut dead = pool.options().get_max_connections();
-    let sql = format!("{before}SELECT CONNECTION_ID()");
+    let sql = format!("SET autocommit = 1{settings}; SELECT CONNECTION_ID()");
     loop {
         let mut held = Lent::new(pool.acquire().await?, limit);
         let asked = sqlx::raw_sql(AssertSqlSafe(sql.clone()));

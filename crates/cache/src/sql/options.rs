@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use super::tls::DatabaseTls;
 
-/// Limits of a [`Database`](super::Database).
+/// Limits of a [`Database`](super::Database). A limit of time is above zero and at most 24 days.
+///
+/// They hold for what is asked through it. What a loader asks by a pool of sqlx itself
+/// ([`Database::pool`](super::Database::pool), or one given to
+/// [`Database::from_pool`](super::Database::from_pool)) is the loader's own: dropped at its class's
+/// hard limit it may go on in the database, while its place among the loads is free at once.
 ///
 /// ```
 /// use std::time::Duration;

@@ -233,7 +233,7 @@ fn limited(limit: Duration) -> String {
 }
 
 /// In milliseconds, as far as the server can count; nought would be without end.
-fn millis(limit: Duration) -> String {
+pub(super) fn millis(limit: Duration) -> String {
     limit.as_millis().clamp(1, 2_000_000_000).to_string()
 }
 

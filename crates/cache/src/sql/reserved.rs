@@ -134,14 +134,19 @@ impl Reserved {
         })
     }
 
-    /// A session for queries that change nothing. In PostgreSQL it is a transaction: without one,
-    /// whatever shares sessions may run another's statement.
+    /// A session for queries that change nothing, under the limits: even they wait for a lock that
+    /// a migration holds on the table. In PostgreSQL it is a transaction: without one, whatever
+    /// shares sessions may run another's statement.
     pub(crate) async fn reading(&self) -> Result<Session, SourceError> {
         #[allow(unused_mut)]
         let mut session = self.session().await?;
-        #[cfg(feature = "postgres")]
-        if matches!(self.pool, Pool::Postgres(_)) {
-            session.run("BEGIN").await?;
+        match self.pool {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(_) => {}
+            #[cfg(feature = "mysql")]
+            Pool::MySql(_) => session.run(&self.limits()).await?,
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(_) => session.run(&format!("BEGIN; {}", self.limits())).await?,
         }
         Ok(session)
     }
@@ -149,31 +154,49 @@ impl Reserved {
     /// Begins a transaction that is about to write, under the limits, in one round trip.
     pub(crate) async fn begin(&self) -> Result<Session, SourceError> {
         let mut session = self.session().await?;
-        let statement = self.database.query_limit().as_millis().max(1);
-        let (lock, idle) = (self.limits.lock.as_millis(), self.limits.idle.as_millis());
         let sql: String = match self.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
-            // For this transaction only: a proxy may lend the connection to others.
             #[cfg(feature = "postgres")]
-            Pool::Postgres(_) => format!(
-                "BEGIN; SET LOCAL lock_timeout = {lock}; SET LOCAL idle_in_transaction_session_timeout = {idle}; \
-                 SET LOCAL statement_timeout = {statement}"
-            ),
-            // In whole seconds. MySQL has no limit of that kind for transactions, only for whole
-            // sessions; either reads what is meant for it.
+            Pool::Postgres(_) => format!("BEGIN; {}", self.limits()),
             #[cfg(feature = "mysql")]
-            Pool::MySql(_) => format!(
-                "SET SESSION innodb_lock_wait_timeout = {} /*M!100300 , idle_transaction_timeout = {}, max_statement_time = {} */ \
-                 /*!80000 , wait_timeout = {} */; START TRANSACTION",
-                seconds(lock),
-                seconds(idle),
-                seconds(statement),
-                seconds(idle).max(UNUSED.as_secs() * 2),
-            ),
+            Pool::MySql(_) => format!("{}; START TRANSACTION", self.limits()),
         };
         session.run(&sql).await?;
         Ok(session)
+    }
+
+    /// The limits, as the database is told them.
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    fn limits(&self) -> String {
+        let SessionLimits { lock, idle } = self.limits;
+        let statement = self.database.query_limit();
+        match self.pool {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(_) => String::new(),
+            // For this transaction only: a proxy may lend the connection to others.
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(_) => {
+                let [lock, idle, statement] = [lock, idle, statement].map(postgres::millis);
+                format!(
+                    "SET LOCAL lock_timeout = {lock}; SET LOCAL idle_in_transaction_session_timeout = {idle}; \
+                     SET LOCAL statement_timeout = {statement}"
+                )
+            }
+            // In whole seconds. MySQL has no limit of that kind for transactions, only for whole
+            // sessions; either reads what is meant for it. Where a session does not commit by
+            // itself, its first look would be its last: all the later ones would see the same.
+            #[cfg(feature = "mysql")]
+            Pool::MySql(_) => format!(
+                "SET SESSION autocommit = 1, innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock} \
+                 /*M!100300 , idle_transaction_timeout = {idle}, max_statement_time = {statement} */ \
+                 /*!80000 , wait_timeout = {unused}, max_execution_time = {statement}000 */",
+                lock = seconds(lock),
+                idle = seconds(idle),
+                statement = seconds(statement),
+                unused = seconds(idle).max(UNUSED.as_secs() * 2),
+            ),
+        }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -301,7 +324,9 @@ impl Drop for Session {
 }
 
 /// At least one.
-fn seconds(ms: u128) -> u64 {
+#[cfg(feature = "mysql")]
+fn seconds(limit: Duration) -> u64 {
+    let ms = limit.as_millis();
     u64::try_from(ms.div_ceil(1000)).unwrap_or(u64::MAX).max(1)
 }
 

@@ -30,7 +30,7 @@ pub(crate) use look::{Lookup, RedisValue, Wanted};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
@@ -38,6 +38,7 @@ use steadfast::{
     CallOptions, Client, ConnectionState, Effect, Error, PubSubControl, ReadFrom, Toward,
 };
 
+use crate::clock::clock;
 use crate::outbox::Outbox;
 use crate::stats::Stats;
 use answer::{EpochView, NO_SERVER, RedisResult, millis};
@@ -200,6 +201,13 @@ impl RedisTier {
     /// Returns the allowance of one read, yet unspent.
     pub(crate) fn allowance(&self) -> RedisAllowance {
         RedisAllowance::new(self.limit)
+    }
+
+    /// Returns the allowance of a read that has to have ended by then: half of its time at most, so
+    /// that a Redis that is slow leaves the other half to the load.
+    pub(crate) fn allowance_until(&self, deadline: Instant) -> RedisAllowance {
+        let half = deadline.saturating_duration_since(clock()) / 2;
+        RedisAllowance::new(self.limit.min(half))
     }
 
     /// Whether it is worth asking: down means down, in a short interruption the client waits.

@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use steadfast::Client;
 use steadfast_cache::{
-    CacheError, ClassGuard, Database, DatabaseOptions, GuardOptions, LoadError, Source, StaleReason,
+    CacheError, ClassGuard, Database, DatabaseOptions, GuardOptions, LoadError, Source,
+    SourceError, StaleReason, Ttl,
 };
 use steadfast_drill::fault::Direction;
 use steadfast_drill::proxy::Proxy;
@@ -545,4 +546,130 @@ async fn k1_who_has_waited_for_its_turn_judges_memory_by_the_time_that_it_is_the
     let is_told_stale = answer.stale.is_some() && answer.age >= Duration::from_millis(200);
     let is_new = answer.value.as_deref() == Some("2");
     assert!(is_told_stale || is_new, "{answer:?}");
+}
+
+/// Neither a query that takes too long nor a pool that is full says that the database is away.
+#[tokio::test]
+async fn k15_slow_queries_of_one_class_and_a_full_pool_refuse_no_other() {
+    let slow = || {
+        let limit = Duration::from_secs(5);
+        LoadError::from(SourceError::Timeout { limit })
+    };
+    let full = || LoadError::from(SourceError::Sql(sqlx::Error::PoolTimedOut));
+    for error in [slow as fn() -> LoadError, full] {
+        let (database, _folder) = sqlite().await;
+        let cache = plain(&database).build().await.unwrap();
+        let view = text(&cache, "user");
+        for n in 0.. {
+            let read = view.get(n, move || async move { Err(error()) }).await;
+            match read.unwrap_err() {
+                CacheError::Load(_) => assert!(n < 1000, "its class is asked again and again"),
+                CacheError::Unavailable { .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(!cache.status().guard.open);
+        let other = text(&cache, "strict");
+        assert!(other.get("log-in", || async { Ok(None) }).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn k2_a_frozen_redis_takes_no_more_than_half_of_the_time_of_a_read() {
+    let site = Site::start().await;
+    let brisk = Ttl {
+        soft_limit: Duration::ZERO,
+        hard_limit: Duration::from_secs(8),
+        ..Ttl::default()
+    };
+    let builder = site.builder().await.class("brisk", brisk);
+    let builder = builder.redis_limit(Duration::from_secs(60));
+    let cache = builder.build().await.unwrap();
+    get(&cache, "warm up", "brisk", &Loader::default())
+        .await
+        .unwrap();
+    cache.finish_loads(Duration::from_secs(20)).await;
+    site.redis.freeze().unwrap();
+    let one = get(&cache, "cold", "brisk", &Loader::default()).await;
+    let view = text(&cache, "brisk");
+    let load = |keys: Vec<&'static str>| async move {
+        let pairs = keys.into_iter().map(|key| (key, "x".to_owned()));
+        Ok(pairs.collect::<Vec<_>>())
+    };
+    let many = view.get_many(&["cold too"], load).await.remove(0);
+    site.redis.resume().unwrap();
+    for read in [one, many] {
+        assert_eq!(read.unwrap().source, Source::Database);
+    }
+}
+
+/// Its task lives in the runtime of whoever waited first.
+#[test]
+fn k9_who_waits_for_admission_is_let_in_though_another_runtime_has_ended() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).enable_all().build().unwrap()
+    };
+    let (kept, first) = (runtime(), runtime());
+    let (cache, _folder) = kept.block_on(async {
+        let (database, folder) = sqlite().await;
+        // One in three seconds.
+        let mut guard = GuardOptions::new(4, 1.0 / 3.0);
+        guard.wait = Duration::from_secs(3600);
+        let long = Ttl {
+            hard_limit: Duration::from_secs(3600),
+            ..Ttl::default()
+        };
+        let builder = plain(&database).class("long", long).guard(guard);
+        (builder.build().await.unwrap(), folder)
+    });
+    let read = |key: &'static str| {
+        let view = text(&cache, "long");
+        async move { view.get(key, || async { Ok(None) }).await }
+    };
+    first.block_on(read("a")).unwrap();
+    drop(first.spawn(read("b")));
+    let waiting = |many| {
+        let waits = || async { cache.status().guard.waiting == many };
+        kept.block_on(eventually("it waits", waits));
+    };
+    waiting(1);
+    // One that waits already when that runtime ends, and one that comes after.
+    let second = kept.spawn(read("c"));
+    waiting(2);
+    drop(first);
+    let third = kept.spawn(read("d"));
+    for read in [second, third] {
+        let ended = async { tokio::time::timeout(Duration::from_secs(60), read).await };
+        let read = kept.block_on(ended).expect("it is let in");
+        read.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn k9_a_caller_who_goes_away_takes_no_probe_of_its_class_with_it() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let view = text(&cache, "strict");
+    let refused = loop {
+        let load = || async { Err::<Option<String>, _>(LoadError::unavailable("503")) };
+        if let Err(CacheError::Unavailable { retry_after }) =
+            view.read("a").get_uncached(load).await
+        {
+            break retry_after;
+        }
+    };
+    tokio::time::sleep(refused).await;
+    // More than there are probes.
+    let mut given_up = 0;
+    while given_up < 20 {
+        let pending = || std::future::pending::<Result<Option<String>, LoadError>>();
+        let read = view.read("b").get_uncached(pending);
+        match tokio::time::timeout(Duration::from_millis(10), read).await {
+            Err(_) => given_up += 1,
+            Ok(refused) => panic!("a probe is lost after {given_up}: {refused:?}"),
+        }
+    }
+    let read = view.get("c", || async { Ok(None) }).await;
+    assert!(read.is_ok(), "{read:?}");
 }

@@ -274,3 +274,42 @@ pub(crate) async fn slow_down(proxy: &Proxy, direction: Direction, latency: Dura
     };
     proxy.add(toxic).await.unwrap();
 }
+
+/// Does something at each warning that is told in this thread, and counts those that contain some
+/// words.
+pub(crate) struct Listener<F> {
+    pub(crate) words: &'static str,
+    pub(crate) count: Arc<AtomicU64>,
+    pub(crate) act: F,
+}
+
+impl<F: Fn() + Send + Sync + 'static> tracing::Subscriber for Listener<F> {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(
+            &mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                text += &format!("{value:?} ");
+            },
+        );
+        if text.contains(self.words) {
+            self.count.fetch_add(1, Ordering::SeqCst);
+        }
+        (self.act)();
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}

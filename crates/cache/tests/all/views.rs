@@ -421,7 +421,7 @@ async fn k9_what_is_put_needs_no_database_and_says_nothing_of_it() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
     let view = text(&first, "user");
-    let down = || async { Err(sqlx::Error::PoolTimedOut)? };
+    let down = || async { Err(sqlx::Error::WorkerCrashed)? };
     for n in 0.. {
         if view
             .get(n, down)
@@ -803,4 +803,38 @@ async fn k7_an_invalidation_can_be_written_by_any_driver() {
             == Some("2")
     })
     .await;
+}
+
+#[tokio::test]
+async fn k12_a_number_with_a_point_comes_back_from_redis_to_its_last_digit() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let mut random = fastrand::Rng::with_seed(12);
+    let numbers: Vec<f64> = (0..1000).map(|_| random.f64() * 100.0).collect();
+    let (loaded, never) = (numbers.clone(), || async {
+        Err::<Option<Vec<f64>>, _>("no".into())
+    });
+    let view = |cache: &Cache| -> View<Vec<f64>> { cache.view("user").unwrap() };
+    let load = move || async move { Ok(Some(loaded)) };
+    view(&first).get("a", load).await.unwrap();
+    filled(&first, 1).await;
+    let found = view(&second).get("a", never).await.unwrap();
+    assert_eq!(found.source, Source::Redis);
+    assert_eq!(found.value.unwrap(), numbers);
+}
+
+#[tokio::test]
+async fn k12_what_is_nested_too_deep_to_be_read_is_answered_and_not_kept() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let deep = (0..200).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+    for cache in [&first, &second] {
+        let view: View<serde_json::Value> = cache.view("user").unwrap();
+        let given = deep.clone();
+        let read = view.get("a", move || async move { Ok(Some(given)) }).await;
+        assert_eq!(read.unwrap().value.as_ref(), Some(&deep));
+        cache.finish_loads(Duration::from_secs(20)).await;
+        let counts = cache.status().counts;
+        assert_eq!((counts.unencodable, counts.damaged), (1, 0));
+    }
 }

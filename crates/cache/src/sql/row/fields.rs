@@ -91,7 +91,7 @@ impl<'de> MapAccess<'de> for Columns<'de> {
             Origin::Document(document) => seed.deserialize(&**document),
             origin => seed.deserialize(Field(&cell.value, origin)),
         };
-        read.map_err(|error| Error::custom(format_args!("column {name}: {error}")))
+        read.map_err(|error| Error::custom(format_args!("column {name}: {}", unquoted(&error))))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -126,6 +126,22 @@ impl<'de> Field<'de> {
     ) -> Result<V::Value, Error> {
         let fields = values.iter().map(|value| Self(value, origin));
         sequence(SeqDeserializer::new(fields), visitor)
+    }
+}
+
+/// What is wrong, without the value, which serde quotes: it may be a secret.
+fn unquoted(error: &Error) -> String {
+    let text = error.to_string();
+    let quoted = ["invalid type: ", "invalid value: ", "unknown variant "]
+        .iter()
+        .find_map(|prefix| Some(text.find(prefix)? + prefix.len()));
+    let begin = quoted.and_then(|at| Some(at + text[at..].find(['"', '`'])?));
+    let end = text.rfind(", expected ");
+    match begin.zip(end) {
+        Some((begin, end)) if begin < end => {
+            format!("{}{}", text[..begin].trim_end(), &text[end..])
+        }
+        _ => text,
     }
 }
 
