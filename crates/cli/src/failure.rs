@@ -4,6 +4,8 @@
 use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use crate::mistakes::Mistakes;
 
@@ -80,15 +82,29 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         match self.words {
             Words::None => {}
-            Words::Plain { cause, hint } => {
-                eprintln!("error: {cause}");
-                if let Some(hint) = hint {
-                    eprintln!("  hint: {hint}");
-                }
-            }
-            Words::Mistakes(mistakes) => eprintln!("{mistakes}"),
+            Words::Plain { cause, hint } => say(match hint {
+                Some(hint) => format!("error: {cause}\n  hint: {hint}"),
+                None => format!("error: {cause}"),
+            }),
+            Words::Mistakes(mistakes) => say(mistakes.to_string()),
         }
         ExitCode::from(self.status as u8)
+    }
+}
+
+/// The time that the last words may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Says it on standard error, in a thread that is left behind if nobody takes it: a pipe that is
+/// full must not keep a process that was told to end.
+pub(crate) fn say(text: String) {
+    let (done, said) = sync_channel::<()>(0);
+    let saying = std::thread::Builder::new().spawn(move || {
+        eprintln!("{text}");
+        drop(done);
+    });
+    if saying.is_ok() {
+        let _ = said.recv_timeout(LAST_WORDS);
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::failure::Status;
+use crate::failure::{Status, say};
 
 /// The signals that ask a program to end.
 pub(crate) struct Signals {
@@ -27,7 +27,7 @@ impl Signals {
         self.next().await;
         tokio::spawn(async move {
             self.next().await;
-            eprintln!("stopped at once, without draining");
+            say("stopped at once, without draining".to_owned());
             std::process::exit(Status::Interrupted as i32);
         });
     }

@@ -38,7 +38,8 @@ impl Args {
 
         let demo = tokio::select! {
             demo = Demo::start(DemoOptions::new(address)) => demo,
-            () = signals.asked_to_end_or_hung_up() => return Err(Failure::said(Status::Interrupted)),
+            // Ended in order, as it would be a moment later.
+            () = signals.asked_to_end_or_hung_up() => return Ok(()),
         };
         let demo = demo.map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
         let telemetry = telemetry::init(demo.app().config())

@@ -38,7 +38,8 @@ impl Args {
         let nothing = config.queries.is_empty() && config.statements.is_empty();
         let app = tokio::select! {
             app = App::start(config) => app,
-            () = signals.asked_to_end() => return Err(Failure::said(Status::Interrupted)),
+            // Ended in order, as it would be a moment later.
+            () = signals.asked_to_end() => return Ok(()),
         };
         let app = app.map_err(|error| unstarted(&error))?;
         // A service goes on, whoever stops reading what it says.

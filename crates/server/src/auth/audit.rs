@@ -6,8 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -36,13 +35,18 @@ pub(crate) struct AuditEntry<'a> {
 /// The audit log: a bounded queue, and a thread that writes it out.
 pub(crate) struct AuditLog {
     queue: Option<SyncSender<Vec<u8>>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    /// Disconnected once everything is written and the thread has ended.
+    written: Mutex<Option<Receiver<()>>>,
     /// The beginning of the present second of refusals, and their number in it.
     refusals: Mutex<(Option<Instant>, u32)>,
 }
 
 /// Lines that may wait to be written: some 4 MB at most.
 const QUEUE: usize = 8192;
+
+/// The time that the end of the program waits for the last lines: a pipe that nobody reads must not
+/// keep it for ever.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Refusals of nobody in particular that are written down in a second. Anyone can cause them, and
 /// must not fill the disk by that, nor crowd out the lines of those who did something.
@@ -55,7 +59,7 @@ impl AuditLog {
             "off" => {
                 return Ok(Self {
                     queue: None,
-                    writer: Mutex::new(None),
+                    written: Mutex::default(),
                     refusals: Mutex::default(),
                 });
             }
@@ -63,12 +67,16 @@ impl AuditLog {
             path => Sink::file(PathBuf::from(path))?,
         };
         let (queue, lines) = sync_channel(QUEUE);
-        let writer = std::thread::Builder::new()
+        let (ended, written) = sync_channel(0);
+        std::thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || write_all(&lines, &mut sink))?;
+            .spawn(move || {
+                let _ended: SyncSender<()> = ended;
+                write_all(&lines, &mut sink);
+            })?;
         Ok(Self {
             queue: Some(queue),
-            writer: Mutex::new(Some(writer)),
+            written: Mutex::new(Some(written)),
             refusals: Mutex::default(),
         })
     }
@@ -99,12 +107,17 @@ impl AuditLog {
     }
 }
 
-/// Everything that was told is written before the program goes on to end.
+/// Everything that was told is written before the program goes on to end, if anybody takes it.
 impl Drop for AuditLog {
     fn drop(&mut self) {
         self.queue = None;
-        if let Some(writer) = self.writer.lock().take() {
-            let _ = writer.join();
+        let written = self.written.lock().take();
+        let waited = written.map(|written| written.recv_timeout(LAST_LINES));
+        if waited == Some(Err(RecvTimeoutError::Timeout)) {
+            tracing::warn!(
+                "the last lines of the audit log were not taken within {} s, and are lost",
+                LAST_LINES.as_secs()
+            );
         }
     }
 }
@@ -204,6 +217,39 @@ mod tests {
             .lines()
             .find_map(|line| line.strip_prefix("steadfast_audit_lost_total "));
         assert_eq!(lost, Some("500"), "{text}");
+    }
+
+    #[test]
+    fn s9_an_audit_log_that_nobody_reads_does_not_hold_up_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let _reader = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        let log = AuditLog::open(path.to_str().unwrap()).unwrap();
+        for _ in 0..2000 {
+            log.write(&AuditEntry {
+                at_ms: 0,
+                who: Some("ada"),
+                role: None,
+                peer: None,
+                method: "POST",
+                path: "/a/path/of/some/length/so/that/a/pipe/is/full/of/it/before/long",
+                outcome: "allowed",
+                reason: None,
+                status: None,
+            });
+        }
+        let (ended, over) = sync_channel(0);
+        std::thread::spawn(move || {
+            drop(log);
+            ended.send(())
+        });
+        over.recv_timeout(LAST_LINES * 20).unwrap();
     }
 
     #[test]
