@@ -128,6 +128,27 @@ impl Auth {
     }
 }
 
+/// The right of a caller to an answer that lasts. A token says for how long it is good, and whoever
+/// asks once must not be answered for ever.
+pub(crate) struct LastingRight {
+    /// Nobody is asked who it is where there is no `[auth]`.
+    of: Option<(Arc<Auth>, Caller)>,
+}
+
+impl LastingRight {
+    pub(crate) fn new(auth: Option<&Arc<Auth>>, caller: Option<Caller>) -> Self {
+        Self {
+            of: auth.cloned().zip(caller),
+        }
+    }
+
+    /// Whether it holds still.
+    pub(crate) fn holds(&self) -> bool {
+        let of = self.of.as_ref();
+        of.is_none_or(|(auth, caller)| auth.verifier.believes(caller))
+    }
+}
+
 /// Lets what is counted here begin at 0.
 pub(crate) fn begin_counters() {
     for reason in TokenRejection::ALL

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::jwks::Jwks;
 use super::key::KeySet;
+use crate::clock::unix_ms;
 use crate::config::AuthConfig;
 use crate::role::Role;
 use crate::token_key::Key;
@@ -26,6 +27,10 @@ pub struct Caller {
     pub subject: Arc<str>,
     /// The highest role that the token names.
     pub role: Role,
+    /// The claim `exp`: the token is good until then, in seconds since 1970.
+    pub expires_at: u64,
+    /// The name of the key that has signed the token, if it has one.
+    pub(super) key: Option<Arc<str>>,
 }
 
 /// The reason why a token is not believed.
@@ -183,10 +188,22 @@ impl Verifier {
             return Err(TokenRejection::MissingClaim);
         }
         let role = self.role(&claims.others).ok_or(TokenRejection::NoRole)?;
+        // Checked above to be a number.
+        let expires_at = claims.others.get("exp").and_then(Value::as_f64);
         Ok(Caller {
             subject: claims.sub.into(),
             role,
+            expires_at: expires_at.ok_or(TokenRejection::MissingClaim)? as u64,
+            key: header.kid.as_deref().map(Arc::from),
         })
+    }
+
+    /// Whether the token that a caller has brought would be believed still: it has not expired, and
+    /// its key was not withdrawn.
+    pub(crate) fn believes(&self, caller: &Caller) -> bool {
+        let now = unix_ms() / 1000;
+        let in_time = now <= caller.expires_at.saturating_add(self.leeway.as_secs());
+        in_time && self.known_key(caller.key.as_deref()).is_ok()
     }
 
     /// A token without a name is not held against two sets of keys: that is a guess.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Deserialize;
@@ -15,7 +15,9 @@ use steadfast_drill::report::{html, json, junit};
 
 use super::events::{stream_of, stream_permit};
 use super::extract::{PathParam, QueryParams};
+use super::middleware::Middleware;
 use super::queries::json_body;
+use crate::auth::{Caller, LastingRight};
 use crate::config::Config;
 use crate::drills::{DrillRequest, DrillRun, DrillSummary, Drills};
 use crate::life::Life;
@@ -91,10 +93,12 @@ pub(crate) async fn stop(
 }
 
 /// `GET /v1/drills/{id}/events`: progress four times a second, from the beginning or from
-/// `Last-Event-ID`, to the end of the drill.
+/// `Last-Event-ID`, to the end of the drill, for as long as the caller's token is good.
 pub(crate) async fn events(
     State(drills): State<Arc<Drills>>,
     State(life): State<Arc<Life>>,
+    State(admission): State<Arc<Middleware>>,
+    caller: Option<Extension<Caller>>,
     PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -104,8 +108,9 @@ pub(crate) async fn events(
         .get("last-event-id")
         .and_then(|value| value.to_str().ok());
     let position = drill.feed().subscribe(last);
-    let state = (life, drill, position, permit);
-    let frames = stream::unfold(state, |(life, drill, mut position, permit)| async {
+    let right = LastingRight::new(admission.auth.as_ref(), caller.map(|found| found.0));
+    let state = (life, drill, position, (permit, right));
+    let frames = stream::unfold(state, |(life, drill, mut position, held)| async {
         let shutdown = life.shutdown();
         // Asked before the feed: what is told before the end is told to everyone.
         let over = drill.is_over();
@@ -119,12 +124,15 @@ pub(crate) async fn events(
             () = shutdown.closing() => return None,
             frame = drill.feed().next(&mut position, quiet) => frame,
         };
+        if !held.1.holds() {
+            return None;
+        }
         let frame = match frame {
             Some(frame) => frame,
             None if over => return None,
             None => Bytes::from_static(b": quiet\n\n"),
         };
-        let next = (life, drill, position, permit);
+        let next = (life, drill, position, held);
         Some((Ok::<_, std::convert::Infallible>(frame), next))
     });
     Ok(stream_of(Body::from_stream(frames)))

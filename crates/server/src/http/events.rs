@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -14,6 +15,8 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::extract::QueryParams;
+use super::middleware::Middleware;
+use crate::auth::{Caller, LastingRight};
 use crate::life::Life;
 use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
@@ -28,10 +31,13 @@ pub(crate) struct Resume {
     last_event_id: Option<String>,
 }
 
-/// `GET /v1/events`: everything since `Last-Event-ID` (or `?last_event_id=`), then what happens.
+/// `GET /v1/events`: everything since `Last-Event-ID` (or `?last_event_id=`), then what happens, for
+/// as long as the caller's token is good.
 pub(crate) async fn events(
     State(observations): State<Arc<Observations>>,
     State(life): State<Arc<Life>>,
+    State(admission): State<Arc<Middleware>>,
+    caller: Option<Extension<Caller>>,
     QueryParams(resume): QueryParams<Resume>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -41,18 +47,23 @@ pub(crate) async fn events(
         .and_then(|value| value.to_str().ok())
         .or(resume.last_event_id.as_deref());
     let position = observations.feed.subscribe(last);
-    let state = (observations, life, position, permit);
-    let frames = stream::unfold(state, |(observations, life, mut position, permit)| async {
+    let right = LastingRight::new(admission.auth.as_ref(), caller.map(|found| found.0));
+    let state = (observations, life, position, (permit, right));
+    let frames = stream::unfold(state, |(observations, life, mut position, held)| async {
         let shutdown = life.shutdown();
         let frame = tokio::select! {
             biased;
             () = shutdown.closing() => return None,
             frame = observations.feed.next(&mut position, QUIET) => frame,
         };
+        // After the waiting: nothing is told to whom it is no longer meant for.
+        if !held.1.holds() {
+            return None;
+        }
         let frame = frame.unwrap_or(Bytes::from_static(b": quiet\n\n"));
         Some((
             Ok::<_, std::convert::Infallible>(frame),
-            (observations, life, position, permit),
+            (observations, life, position, held),
         ))
     });
     Ok(stream_of(Body::from_stream(frames)))

@@ -233,3 +233,46 @@ async fn s6_each_kind_of_key_signs_for_its_own_algorithm_only() {
     let nameless = encode(&Header::new(Algorithm::RS256), &claims(), &pairs[0].2).unwrap();
     assert_eq!(guarded.status_with(&nameless).await.status, 401);
 }
+
+/// The end of an event stream that was opened with a token, once it comes.
+async fn ended(guarded: &Guarded, token: &str) {
+    let url = guarded.service.url("/v1/events");
+    let request = hyper::Request::get(url).header("authorization", format!("Bearer {token}"));
+    let request = request.body(http_body_util::Full::default()).unwrap();
+    // The whole of its body is waited for, and has an end.
+    let reply = guarded.service.send(request).await;
+    assert_eq!(reply.status, 200);
+    assert!(!reply.body.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s6_a_stream_of_events_ends_with_the_token_that_opened_it() {
+    let keys =
+        format!("leeway = \"0s\"\n[auth.keys.dev]\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n");
+    let guarded = Guarded::with(&base(&keys)).await;
+    let mut claims = claims();
+    claims["exp"] = json!(now() + 3);
+    ended(&guarded, &hs(&claims)).await;
+    assert!(now() > claims["exp"].as_u64().unwrap(), "and not before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s6_a_stream_of_events_ends_with_the_key_that_signed_its_token() {
+    let (first, second) = (ec(), ec());
+    let provider = Provider::start(published(&[("one", Algorithm::ES256, &first)])).await;
+    let auth = base(&format!(
+        "jwks = \"{}\"\njwks_cooldown = \"1ms\"\njwks_refresh = \"50ms\"\n",
+        provider.url
+    ));
+    let guarded = Guarded::with(&auth).await;
+    let token = signed(Algorithm::ES256, "one", &claims(), &first);
+    assert_eq!(guarded.status_with(&token).await.status, 200);
+    let document = provider.document.clone();
+    tokio::join!(ended(&guarded, &token), async {
+        steadfast_drill::waiting::until("the stream is open", || {
+            guarded.service.status()["service"]["subscribers"] == 1
+        })
+        .await;
+        *document.lock() = published(&[("two", Algorithm::ES256, &second)]);
+    });
+}
