@@ -17,7 +17,9 @@ pub struct ServerConfig {
     /// Address to listen on; default `127.0.0.1:8080`, port 0 takes a free one. Without `[auth]` it
     /// must be loopback.
     pub listen: SocketAddr,
-    /// Names besides the address itself under which browsers may reach the service; default none.
+    /// Names and addresses under which the service may be reached, besides the address in `listen`
+    /// and, if that is loopback, every name of loopback. Default none: then any, unless `listen` is
+    /// loopback. A `listen` such as 0.0.0.0 is no address of anybody: name the real ones here.
     pub hosts: Vec<String>,
     /// Addresses, or ranges such as `10.0.0.0/8`, of the proxies in front: of one that asks from
     /// there, the last address in `X-Forwarded-For` that is none of theirs is the caller's, for

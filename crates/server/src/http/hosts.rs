@@ -1,6 +1,8 @@
 //! Whether a request was meant for this service. A page of another origin, or a name that points
 //! here by trickery, is refused, also on loopback.
 
+use std::net::IpAddr;
+
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, Method, Version, header};
 
@@ -11,7 +13,7 @@ use crate::problem::{Problem, ProblemKind};
 #[derive(Debug, Clone)]
 pub(crate) struct HostRule {
     named: Vec<String>,
-    loopback: bool,
+    listen: IpAddr,
 }
 
 impl HostRule {
@@ -22,7 +24,7 @@ impl HostRule {
                 .iter()
                 .map(|host| host.to_lowercase())
                 .collect(),
-            loopback: config.listen.ip().is_loopback(),
+            listen: config.listen.ip(),
         }
     }
 
@@ -74,21 +76,25 @@ impl HostRule {
         Ok(())
     }
 
-    /// On loopback: its names and addresses, and those configured. Elsewhere those configured, or
-    /// any if there are none, since callers there bring a token that no foreign page has.
+    /// On loopback: its names and addresses, and those configured. Elsewhere the address that it
+    /// listens on and those configured, or any if none are, since callers there bring a token that no
+    /// foreign page has.
     fn allows(&self, host: &str) -> bool {
         let name = without_port(host);
-        if self
-            .named
-            .iter()
-            .any(|named| named.eq_ignore_ascii_case(name))
-        {
+        let address = literal(name);
+        // An address can be written in many ways, and stands in brackets only in one of the two.
+        let is_named = |named: &String| match address {
+            Some(address) => literal(named) == Some(address),
+            None => named.eq_ignore_ascii_case(name),
+        };
+        if self.named.iter().any(is_named) {
             return true;
         }
-        if !self.loopback {
-            return self.named.is_empty();
+        if self.listen.is_loopback() {
+            return is_localhost(name) || address.is_some_and(|address| address.is_loopback());
         }
-        is_localhost(name) || literal(name).is_some_and(|address| address.is_loopback())
+        let is_own = !self.listen.is_unspecified() && address == Some(self.listen.to_canonical());
+        self.named.is_empty() || is_own
     }
 }
 
@@ -104,9 +110,12 @@ fn is_localhost(name: &str) -> bool {
     name.eq_ignore_ascii_case("localhost")
 }
 
-fn literal(name: &str) -> Option<std::net::IpAddr> {
+fn literal(name: &str) -> Option<IpAddr> {
     let address = name.trim_start_matches('[').trim_end_matches(']');
-    address.parse().ok()
+    address
+        .parse()
+        .ok()
+        .map(|address: IpAddr| address.to_canonical())
 }
 
 fn without_port(host: &str) -> &str {
@@ -138,7 +147,7 @@ mod tests {
     fn rule(listen: &str, hosts: &[&str]) -> HostRule {
         HostRule {
             named: hosts.iter().map(|host| (*host).to_owned()).collect(),
-            loopback: listen.parse::<std::net::IpAddr>().unwrap().is_loopback(),
+            listen: listen.parse().unwrap(),
         }
     }
 
@@ -166,6 +175,26 @@ mod tests {
         }
         assert!(rule("0.0.0.0", &[]).allows("anything"));
         assert!(!rule("0.0.0.0", &["a"]).allows("b"));
+    }
+
+    #[test]
+    fn s5_an_address_is_the_same_however_it_is_written_and_the_own_one_is_admitted() {
+        let named = rule("0.0.0.0", &["2001:db8::1", "[2001:db8::2]", "10.0.0.1"]);
+        for host in [
+            "[2001:db8::1]:8080",
+            "[2001:DB8:0::1]",
+            "[2001:db8::2]",
+            "10.0.0.1:80",
+            "[::ffff:10.0.0.1]:80",
+        ] {
+            assert!(named.allows(host), "{host}");
+        }
+        for host in ["[2001:db8::3]", "10.0.0.2", "0.0.0.0", "127.0.0.1"] {
+            assert!(!named.allows(host), "{host}");
+        }
+        let own = rule("10.0.0.5", &["steadfast.test"]);
+        assert!(own.allows("10.0.0.5:8080") && own.allows("steadfast.test"));
+        assert!(!own.allows("10.0.0.6") && !own.allows("localhost"));
     }
 
     #[test]
