@@ -54,6 +54,7 @@ pub use limits::LimitsConfig;
 pub use mistake::{ConfigError, Mistake, Origin};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
+pub(crate) use redis::HISTORY_MAX;
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
 pub use secret::{Fingerprint, REDIS_SCHEMES, SecretText, SecretUrl, UrlMistake};
 pub use sentinel::{SentinelConfig, SentinelTlsConfig};

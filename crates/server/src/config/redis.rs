@@ -14,6 +14,10 @@ use super::sentinel::SentinelConfig;
 use super::tls::RedisTlsConfig;
 use super::units::{duration, secs, show_duration};
 
+/// Events that are kept at most, of the connections and of the service: `redis.history`, what pages
+/// are told and `/v1/history` go no further back.
+pub(crate) const HISTORY_MAX: usize = 1024;
+
 /// `[redis]`: the server, and how its client behaves.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -58,7 +62,7 @@ pub struct RedisConfig {
     pub connections: usize,
     /// Calls under way at once; default 8192. Past it calls are refused.
     pub in_flight: usize,
-    /// Events kept for the connection history; default 100.
+    /// Events kept for the connection history; default 100, at most 1024.
     pub history: usize,
     /// `[redis.retry]`
     pub retry: RetryConfig,
@@ -106,7 +110,7 @@ impl RedisConfig {
             health_timeout: positive("health_timeout", secs(3)),
             connections: count("connections", 64, defaults::CONNECTIONS),
             in_flight: count("in_flight", 1_000_000, defaults::IN_FLIGHT),
-            history: count("history", 100_000, defaults::HISTORY),
+            history: count("history", HISTORY_MAX, defaults::HISTORY),
             retry: RetryConfig::read(&retry),
             breaker: BreakerConfig::read(&breaker),
             tls: tls.is_given().then(|| RedisTlsConfig::read(&tls)),

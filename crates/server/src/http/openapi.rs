@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::middleware::Middleware;
 use crate::VERSION;
 use crate::active_config::ActiveConfig;
-use crate::config::{ParamConfig, ParamKind};
+use crate::config::{HISTORY_MAX, ParamConfig, ParamKind};
 use crate::query::Programs;
 use crate::role::RULES;
 
@@ -168,7 +168,7 @@ fn state_paths() -> [(&'static str, Value); 6] {
         reference("History"),
     );
     history["get"]["parameters"] = json!([{
-        "name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": super::status::DEEPEST},
+        "name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": HISTORY_MAX},
     }]);
     let events = get(
         "Everything that happens, as it happens, and figures every second; goes on after Last-Event-ID",
@@ -223,12 +223,11 @@ fn one_drill() -> [(&'static str, Value); 3] {
     let mut one = get("One drill", "application/json", reference("Drill"));
     let mut stop = one["get"].take();
     one["get"] = stop.clone();
-    stop["summary"] = "Stops it".into();
-    stop["responses"]["202"] = stop["responses"]["200"].take();
-    stop["responses"]["202"]["description"] = "It heals what it broke, and ends".into();
-    if let Some(answers) = stop["responses"].as_object_mut() {
-        answers.remove("200");
-    }
+    stop["summary"] = "Stops it, and waits until it has healed what it broke".into();
+    stop["responses"]["200"]["description"] = "It is over".into();
+    stop["responses"]["504"] = problem();
+    stop["responses"]["504"]["description"] =
+        "It was told to stop, and is not over within `limits.request_timeout`".into();
     one["delete"] = stop;
     let mut events = get(
         "Its progress, four times a second",

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::extract::QueryParams;
 use crate::active_config::ActiveConfig;
+use crate::config::HISTORY_MAX;
 use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 use crate::status::{Overview, ServiceStatus};
@@ -40,8 +41,8 @@ pub(crate) async fn history(
     QueryParams(depth): QueryParams<Depth>,
 ) -> Result<Json<Value>, Problem> {
     let limit = depth.limit.unwrap_or(in_force.started().redis.history);
-    if limit > DEEPEST {
-        let detail = format!("`limit` must be at most {DEEPEST}");
+    if limit > HISTORY_MAX {
+        let detail = format!("`limit` must be at most {HISTORY_MAX}");
         return Err(Problem::new(ProblemKind::BadParameter, detail).parameter("limit".to_owned()));
     }
     Ok(Json(serde_json::json!({
@@ -55,9 +56,6 @@ pub(crate) async fn history(
 pub(crate) async fn minutes(State(observations): State<Arc<Observations>>) -> Json<Value> {
     Json(serde_json::json!({ "minutes": observations.minutes.rows() }))
 }
-
-/// The largest `limit` of the history; more is never kept.
-pub(crate) const DEEPEST: usize = 100_000;
 
 /// `GET /metrics`, in Prometheus' text format.
 pub(crate) async fn metrics(State(overview): State<Arc<Overview>>) -> Response {

@@ -13,9 +13,10 @@ use serde_json::Value as Json;
 use tokio::sync::watch;
 
 use crate::clock::unix_ms;
+use crate::config::HISTORY_MAX;
 
 /// The events of a connection or of the service, in the order they happened.
-const EVENTS_KEPT: usize = 1024;
+const EVENTS_KEPT: usize = HISTORY_MAX;
 /// Snapshots, one a second: as much past as a page shows.
 const TICKS_KEPT: usize = 300;
 /// Frames handed to one subscriber at a time.

@@ -26,6 +26,14 @@ async fn s1_the_interface_is_described_as_it_is_configured() {
     );
     assert_eq!(schema["additionalProperties"], false);
 
+    // As it is answered: once the drill is over, or not in time.
+    let stop = &api["paths"]["/v1/drills/{id}"]["delete"]["responses"];
+    assert!(stop["202"].is_null() && stop["504"].is_object(), "{stop}");
+    let schema = &stop["200"]["content"]["application/json"]["schema"];
+    assert!(schema.is_object(), "{stop}");
+    let depth = &api["paths"]["/v1/history"]["get"]["parameters"][0]["schema"];
+    assert_eq!(depth["maximum"], 1024, "as many as are kept");
+
     for reference in references(&api) {
         let pointer = reference.strip_prefix('#').unwrap();
         assert!(api.pointer(pointer).is_some(), "{reference}");
