@@ -18,7 +18,8 @@ mod connector;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit status: 0 if it serves, also if degraded; 1 if it does not; 69 if nothing answers.
+Exit status: 0 if it serves, also if degraded; 1 if it does not; 69 if nothing answers, or
+what answers does not say.
 
 Examples:
   steadfast status
@@ -113,19 +114,29 @@ async fn ask(service: &str, token: Option<&str>, ca: Option<&Path>) -> Result<Va
             .request(request)
             .await
             .map_err(|error| absent(chain(&error)))?;
+        let status = response.status();
         let body = Limited::new(response.into_body(), LARGEST_ANSWER)
             .collect()
             .await;
-        body.map_err(|error| absent(error.to_string()))
+        let body = body.map_err(|error| absent(error.to_string()))?;
+        Ok::<_, Failure>((status, body.to_bytes()))
     };
-    let body = timeout(LIMIT, asked)
+    let (status, body) = timeout(LIMIT, asked)
         .await
         .map_err(|_| absent(format!("nothing came within {LIMIT:?}")))??;
-    serde_json::from_slice(&body.to_bytes()).map_err(|error| {
-        absent(format!(
-            "what came is not the health of a steadfast service ({error})"
-        ))
-    })
+    let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+    // The health of one that does not serve comes with 503, as some refusals do.
+    if answer["phase"].is_string() && answer["status"].is_string() {
+        return Ok(answer);
+    }
+    let why = match answer["detail"].as_str() {
+        Some(detail) => detail,
+        None => "what came is not the health of a steadfast service",
+    };
+    Err(Failure::new(
+        Status::Unavailable,
+        format_args!("{url} answered {status}: {why}"),
+    ))
 }
 
 fn describe(url: &str, health: &Value) -> Result<(), Failure> {

@@ -173,3 +173,97 @@ async fn s10_what_is_no_address_is_explained_and_never_quoted() {
     assert_eq!(shown.status, Some(0), "{}", shown.all());
     assert!(!shown.all().contains("hunter2"), "{}", shown.all());
 }
+
+/// The configuration of a service that needs nothing.
+fn alone(folder: &tempfile::TempDir, more: &str) -> std::path::PathBuf {
+    let config = folder.path().join("alone.toml");
+    let database = folder.path().join("alone.db");
+    let text = format!(
+        "[server]\nlisten = '127.0.0.1:0'\ndrain_delay = '0s'\n{more}\n[database]\nurl = 'sqlite://{}'\n[redis]\nurl = 'redis://127.0.0.1:1'\n",
+        database.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    config
+}
+
+#[tokio::test]
+async fn s9_a_service_whose_log_nobody_reads_ends_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    let config = alone(&folder, "");
+    let auth = format!(
+        "[auth]\nissuer = 'i'\naudience = 'a'\n[auth.keys.k]\nalgorithm = 'HS256'\nsecret = '{secret}'\n"
+    );
+    let text = std::fs::read_to_string(&config).unwrap() + &auth;
+    std::fs::write(&config, text).unwrap();
+    // Standard error is a pipe, and stays one that nobody reads.
+    let mut child = steadfast(&["serve", "--config", config.to_str().unwrap()])
+        .spawn()
+        .unwrap();
+    let mut lines = Lines::of(&mut child);
+    let address: SocketAddr = lines.next().rsplit('/').next().unwrap().parse().unwrap();
+    // At most 100 refusals a second are written down, and they are to be more than a pipe holds.
+    let mut ticker = tokio::time::interval(Duration::from_millis(10));
+    for _ in 0..600 {
+        ticker.tick().await;
+        let refused = tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream
+                .write_all(
+                    b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+                )
+                .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        let answer = refused.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+    signal(child.id(), "TERM");
+    assert_eq!(crate::program::wait(&mut child).await, Some(0));
+}
+
+#[tokio::test]
+async fn s9_a_service_that_is_told_to_end_while_it_starts_ends_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = alone(&folder, "");
+    for name in ["TERM", "INT"] {
+        for pause in [10, 20, 30, 40, 60, 80] {
+            let child = steadfast(&["serve", "--config", config.to_str().unwrap()])
+                .spawn()
+                .unwrap();
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            signal(child.id(), name);
+            let ended = finish(child).await;
+            // None: by the signal itself, before it was listened for.
+            assert!(
+                matches!(ended.status, Some(0) | None),
+                "{name} after {pause} ms: {}",
+                ended.all()
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn status_of_a_service_that_refuses_says_so_and_exits_69() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = alone(&folder, "");
+    let mut child = steadfast(&["serve", "--config", config.to_str().unwrap()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = Lines::of(&mut child);
+    let address: SocketAddr = lines.next().rsplit('/').next().unwrap().parse().unwrap();
+    // Whatever is behind this, it is not health.
+    let refused = run(&["status", &format!("http://{address}/v1")]).await;
+    assert_eq!(refused.status, Some(69), "{}", refused.all());
+    assert!(refused.stderr.contains("answered 404"), "{}", refused.all());
+    assert_eq!(refused.stdout, "");
+    let asked = run(&["status", &format!("http://{address}")]).await;
+    assert_eq!(asked.status, Some(0), "{}", asked.all());
+    signal(child.id(), "TERM");
+    assert_eq!(crate::program::wait(&mut child).await, Some(0));
+}
