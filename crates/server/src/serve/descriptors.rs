@@ -4,7 +4,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::Config;
+use crate::config::{Config, RedisConfig};
 
 /// Returns how many connections of callers there is room for, at most `limits.connections`, and
 /// says if it is fewer.
@@ -32,9 +32,28 @@ fn reserved(config: &Config) -> usize {
     let connections = usize::try_from(database.max_connections).unwrap_or(usize::MAX);
     // SQLite opens a database, its log and its index.
     let files = 3 * (connections.saturating_add(database.guard.concurrency) + 1);
-    let redis = config.redis.connections + 6;
+    let redis = redis_files(&config.redis);
     (files + redis + super::SPARE_CONNECTIONS + 16).min(1 << 20)
 }
+
+/// The connections to Redis, to each node of a cluster as many as to one server. How many nodes
+/// there are is told by the cluster, and not known yet.
+fn redis_files(config: &RedisConfig) -> usize {
+    let scheme = config
+        .url
+        .expose()
+        .split_once("://")
+        .map(|(scheme, _)| scheme);
+    let nodes = match scheme {
+        Some("redis-cluster" | "rediss-cluster") => NODES,
+        _ => 1,
+    };
+    // Beside each one a moment long another that takes its place, or kills what it left behind.
+    nodes * (config.connections + 1) + 5
+}
+
+/// Nodes of a cluster that there is room for: most have fewer.
+const NODES: usize = 16;
 
 /// Raises the soft limit to as much as is needed and the hard one allows; returns what it is then.
 fn raised_to(needed: u64) -> u64 {
@@ -62,5 +81,25 @@ fn raised_to(needed: u64) -> u64 {
             tracing::warn!(%error, "the limit on open files cannot be raised");
             soft
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    #[test]
+    fn s14_each_node_of_a_cluster_has_connections_of_its_own() {
+        let files = |url: &str| {
+            let sources = Sources::new().flag("test", "redis.url", url).flag(
+                "test",
+                "redis.connections",
+                "4",
+            );
+            redis_files(&Config::load(&sources).unwrap().redis)
+        };
+        assert_eq!(files("redis://a"), 10);
+        assert_eq!(files("redis-cluster://a,b"), NODES * 5 + 5);
     }
 }
