@@ -34,8 +34,8 @@ export interface Tick {
   in_flight: number;
   subscribers: number;
   outbox_lag_ms: number | null;
-  cpu_percent: number;
-  memory_percent: number;
+  cpu_percent: number | null;
+  memory_percent: number | null;
   /** The outage that lasts. */
   outage: Outage | null;
   flapping: boolean;
@@ -271,7 +271,7 @@ export interface Status {
     drills: boolean;
   };
   health: { status: Health; phase: string; version: string; uptime_s: number; checks: Record<string, Check> };
-  system: { cpu_percent: number; memory_percent: number; resident_bytes: number };
+  system: { cpu_percent: number | null; memory_percent: number | null; resident_bytes: number };
   reads: Reads;
   rates: { hit: number | null; fallback: number | null; error: number | null };
   queries: Named<QueryFigures>[];

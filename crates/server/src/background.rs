@@ -1,14 +1,15 @@
 //! The beat of the service: what a page shows once a second is computed once a second, however many
-//! pages look. The same beat keeps the metrics recorder tidy, and a slower one asks the database
-//! and the embedding program's checks how they are, so that health answers never have to.
+//! pages look. The same beat keeps the metrics recorder tidy, and others ask the database and the
+//! embedding program's checks how they are, so that health answers never have to.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value as Json;
-use steadfast::EventKind;
+use steadfast::{ConnectionState, EventItem, EventKind};
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -16,13 +17,14 @@ use crate::active_config::ActiveConfig;
 use crate::checks::Checks;
 use crate::clock::unix_ms;
 use crate::health::{Phase, Status};
-use crate::observe::failovers;
-use crate::observe::felt::{self, ReadsChange};
+use crate::observe::felt::{self, FeltSecond, ReadsChange};
 use crate::observe::figures::SAMPLED_EVERY;
 use crate::observe::minutes::Second;
 use crate::observe::outages::{Outage, OutageOf};
 use crate::observe::tally::{Buckets, ReadCounts};
+use crate::observe::{Observations, failovers};
 use crate::query::once::Records;
+use crate::tasks::keep;
 use crate::telemetry;
 
 /// A second of the service, as pages draw it.
@@ -49,8 +51,8 @@ struct Tick {
     /// Loads from SQL, refreshes behind a served value included.
     loads: u64,
     outbox_lag_ms: Option<u64>,
-    cpu_percent: f64,
-    memory_percent: f64,
+    cpu_percent: Option<f64>,
+    memory_percent: Option<f64>,
     /// The outage that lasts.
     outage: Option<Outage>,
     /// Whether the connection to Redis is lost and replaced again and again.
@@ -63,17 +65,22 @@ pub(crate) struct Background {
     pub(crate) checks: Arc<Checks>,
     pub(crate) in_force: Arc<ActiveConfig>,
     pub(crate) records: Arc<Records>,
+    /// The number of the last event of a connection that was handed on.
+    pub(crate) handed_on: Arc<AtomicU64>,
 }
 
 impl Background {
     /// Starts each of the tasks.
     pub(crate) fn spawn(self, tasks: &mut JoinSet<()>) {
-        tasks.spawn(self.clone().beat());
-        tasks.spawn(self.clone().relay());
-        tasks.spawn(self.clone().watch());
-        tasks.spawn(self.clone().watch_redis());
-        tasks.spawn(self.clone().watch_writes());
-        tasks.spawn(self.sweep());
+        let each = || self.clone();
+        let [one, two, three, four, five, six, seven] = std::array::from_fn(|_| each());
+        keep(tasks, "beat", move || one.clone().beat());
+        keep(tasks, "relay", move || two.clone().relay());
+        keep(tasks, "watch", move || three.clone().watch());
+        keep(tasks, "watch_checks", move || four.clone().watch_checks());
+        keep(tasks, "watch_redis", move || five.clone().watch_redis());
+        keep(tasks, "watch_writes", move || six.clone().watch_writes());
+        keep(tasks, "sweep", move || seven.clone().sweep());
     }
 
     /// Counts a second and tells it, for ever.
@@ -113,9 +120,13 @@ impl Background {
         let [p50_ms, p99_ms, p999_ms] =
             (now.latencies).quantiles_since(&before.latencies, [0.5, 0.99, 0.999]);
         let [p50_10s_ms, p99_10s_ms] = window.quantiles(&before.latencies, &now.latencies);
-        let faults = now.faults - before.faults;
-        if let Some(change) = observations.felt.second(reads.reads(), faults) {
-            self.tell_felt(&change, now.counts);
+        let felt = FeltSecond {
+            reads: reads.reads(),
+            answered: reads.answered(),
+            failed: now.faults.saturating_sub(before.faults),
+        };
+        if let Some(change) = observations.felt.second(felt) {
+            self.tell_felt(&change);
         }
         let redis = backend.redis();
         let health = self.checks.health();
@@ -148,21 +159,22 @@ impl Background {
             in_flight: life.in_flight(),
             subscribers: life.stream_count(),
             outbox_lag_ms: second.outbox_lag_ms,
-            cpu_percent: round(observations.vitals.cpu_percent()),
-            memory_percent: round(observations.vitals.memory_percent()),
-            outage: observations.outages.current(now.counts),
+            cpu_percent: observations.vitals.cpu_percent().map(round),
+            memory_percent: observations.vitals.memory_percent().map(round),
+            outage: observations.outages.current(|| observations.tally.counts()),
             flapping: redis.flaps,
         });
     }
 
     /// Tells a change that callers feel: to pages and in the log.
-    fn tell_felt(&self, change: &ReadsChange, counts: ReadCounts) {
+    fn tell_felt(&self, change: &ReadsChange) {
         let observations = &self.checks.observations;
         let details = serde_json::to_value(change).unwrap_or_default();
         let trouble = match change {
             ReadsChange::Began { query, cause, .. } => Some(felt::named(query, cause)),
             ReadsChange::Ended { .. } => None,
         };
+        let counts = || observations.tally.counts();
         observations
             .outages
             .is(OutageOf::Reads, trouble.as_deref(), unix_ms(), counts);
@@ -184,29 +196,58 @@ impl Background {
         let client = &self.checks.backend.client;
         let mut events = client.events();
         // Those from before anyone listened; what follows is told as it comes.
-        let mut last = 0;
-        for event in client.history() {
-            last = event.seq;
-            self.hand_on(&event);
-        }
-        while let Some(next) = events.next().await {
-            match next {
-                steadfast::EventItem::Event(event) if event.seq > last => self.hand_on(&event),
-                steadfast::EventItem::Gap(missed) => {
-                    self.checks
-                        .observations
-                        .feed
-                        .tell("missed", serde_json::json!({ "events": missed }));
+        self.hand_on_history();
+        let mut ticker = every(Duration::from_secs(1));
+        let mut serving = ServingProof::default();
+        loop {
+            tokio::select! {
+                next = events.next() => match next {
+                    Some(EventItem::Event(event)) => {
+                        if is_trouble(&event.kind) && self.concerns_slots(&event) {
+                            serving.look_again();
+                        }
+                        self.hand_on_new(&event);
+                    }
+                    Some(EventItem::Gap(missed)) => {
+                        let told = serde_json::json!({ "events": missed });
+                        self.checks.observations.feed.tell("missed", told);
+                        self.hand_on_history();
+                        serving.missed_some();
+                    }
+                    Some(_) => {}
+                    None => return,
+                },
+                _ = ticker.tick() => {
+                    let status = client.status();
+                    let ready = status.state == ConnectionState::Ready;
+                    if serving.has_proof(status.cluster.is_some(), ready) {
+                        let Observations { outages, tally, .. } = &*self.checks.observations;
+                        outages.redis_serves(unix_ms(), || tally.counts());
+                    }
                 }
-                _ => {}
             }
+        }
+    }
+
+    fn hand_on_history(&self) {
+        for event in self.checks.backend.client.history() {
+            self.hand_on_new(&event);
+        }
+    }
+
+    fn hand_on_new(&self, event: &steadfast::Event) {
+        if self.handed_on.fetch_max(event.seq, Relaxed) < event.seq {
+            self.hand_on(event);
         }
     }
 
     fn hand_on(&self, event: &steadfast::Event) {
         let observations = &self.checks.observations;
-        let (feed, counts) = (&observations.feed, observations.tally.counts());
-        observations.outages.connection(event, counts);
+        let feed = &observations.feed;
+        if !is_trouble(&event.kind) || self.concerns_slots(event) {
+            let counts = || observations.tally.counts();
+            observations.outages.connection(event, counts);
+        }
         if let EventKind::FailedOver { history, .. } = &event.kind {
             failovers::count(history);
         }
@@ -219,6 +260,21 @@ impl Background {
             _ if event.folded => {}
             _ => feed.event("connection", event),
         }
+    }
+
+    /// Whether the server that an event is of serves keys, as far as is known. A replica that is
+    /// away, or a node that another has taken over from, is missed by nobody.
+    fn concerns_slots(&self, event: &steadfast::Event) -> bool {
+        let client = &self.checks.backend.client;
+        let Some(node) = event.node.as_deref().filter(|_| client.is_cluster()) else {
+            return true;
+        };
+        let status = client.status();
+        let Some(cluster) = &status.cluster else {
+            return true;
+        };
+        let mut owners = cluster.owners().peekable();
+        owners.peek().is_none() || owners.any(|owner| owner.address.as_deref() == Some(node))
     }
 
     /// Asks Redis how it is, for ever: as often as a load balancer does, and no more, since the
@@ -241,22 +297,27 @@ impl Background {
         }
     }
 
-    /// Asks the database and registered checks how they are, for ever.
+    /// Asks the database how it is, for ever.
     async fn watch(self) {
         let mut ticker = every(Duration::from_secs(1));
-        let mut beats = 0_u64;
         loop {
             ticker.tick().await;
             let trouble = self.checks.backend.ask_database().await;
             let observations = &self.checks.observations;
-            let counts = observations.tally.counts();
+            let counts = || observations.tally.counts();
             observations
                 .outages
                 .is(OutageOf::Database, trouble.as_deref(), unix_ms(), counts);
-            if beats.is_multiple_of(5) {
-                self.checks.registry.refresh().await;
-            }
-            beats += 1;
+        }
+    }
+
+    /// Asks the registered checks how they are, for ever; by themselves, since one of them may take
+    /// its time.
+    async fn watch_checks(self) {
+        let mut ticker = every(Duration::from_secs(5));
+        loop {
+            ticker.tick().await;
+            self.checks.registry.refresh().await;
         }
     }
 
@@ -273,6 +334,46 @@ impl Background {
                 Ok(gone) => tracing::debug!(gone, "idempotency keys expired"),
             }
         }
+    }
+}
+
+/// Whether an event tells that a connection is out of service.
+fn is_trouble(kind: &EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Lost { .. } | EventKind::ConnectFailed { .. } | EventKind::Unresponsive { .. }
+    )
+}
+
+/// Whether Redis is known to serve although some of its connections were lost and not replaced.
+#[derive(Debug, Default)]
+struct ServingProof {
+    /// Looks in a row that found it so, without trouble in between: the state that is seen may be a
+    /// moment older than the event.
+    looks: u32,
+    /// Events were missed, and the outages may not be what they are.
+    doubted: bool,
+}
+
+impl ServingProof {
+    fn look_again(&mut self) {
+        self.looks = 0;
+    }
+
+    fn missed_some(&mut self) {
+        *self = Self {
+            looks: 0,
+            doubted: true,
+        };
+    }
+
+    /// Takes a look at the state. Of one server the events tell all, unless some were missed; of a
+    /// cluster it matters whether all shards are served, and not by whom.
+    fn has_proof(&mut self, cluster: bool, ready: bool) -> bool {
+        self.looks = if ready { self.looks + 1 } else { 0 };
+        let proven = self.looks >= 2 && (cluster || self.doubted);
+        self.doubted &= !proven;
+        proven
     }
 }
 
@@ -341,4 +442,25 @@ fn is_part(event: &Json, connection: usize, since_ms: u64) -> bool {
 
 fn round(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s5_a_cluster_serves_when_all_of_it_does_and_one_server_when_events_were_missed() {
+        let mut cluster = ServingProof::default();
+        assert!(!cluster.has_proof(true, true), "once is a moment");
+        cluster.look_again();
+        assert!(!cluster.has_proof(true, true), "something happened");
+        assert!(cluster.has_proof(true, true));
+        assert!(!cluster.has_proof(true, false));
+        let mut single = ServingProof::default();
+        assert!(!(0..9).any(|_| single.has_proof(false, true)));
+        single.missed_some();
+        assert!(!single.has_proof(false, false) && !single.has_proof(false, true));
+        assert!(single.has_proof(false, true));
+        assert!(!single.has_proof(false, true), "told once");
+    }
 }

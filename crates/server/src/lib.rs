@@ -72,6 +72,7 @@ mod router;
 mod serve;
 mod shutdown;
 mod status;
+mod tasks;
 mod tls_files;
 mod token_key;
 

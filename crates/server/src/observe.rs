@@ -45,6 +45,6 @@ impl Observations {
 
     /// The last outages, with what has been felt of them so far.
     pub(crate) fn outages_now(&self) -> Vec<Outage> {
-        self.outages.list(self.tally.counts())
+        self.outages.list(|| self.tally.counts())
     }
 }

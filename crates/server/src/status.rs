@@ -54,8 +54,9 @@ struct ServiceFacts {
 /// The part about the machine.
 #[derive(Debug, Serialize)]
 struct SystemFacts {
-    cpu_percent: f64,
-    memory_percent: f64,
+    /// Absent while it is not known.
+    cpu_percent: Option<f64>,
+    memory_percent: Option<f64>,
     resident_bytes: u64,
 }
 
@@ -131,8 +132,10 @@ impl Overview {
         let fails = f64::from(u8::from(observations.felt.fails()));
         gauge!("steadfast_reads_failing").set(fails);
         let vitals = &observations.vitals;
-        gauge!("system_cpu_utilization_ratio").set(vitals.cpu_percent() / 100.0);
-        gauge!("system_memory_utilization_ratio").set(vitals.memory_percent() / 100.0);
+        // What is not known is no number: 0 would be a perfect one.
+        let ratio = |percent: Option<f64>| percent.map_or(f64::NAN, |percent| percent / 100.0);
+        gauge!("system_cpu_utilization_ratio").set(ratio(vitals.cpu_percent()));
+        gauge!("system_memory_utilization_ratio").set(ratio(vitals.memory_percent()));
         gauge!("process_memory_usage_bytes").set(vitals.resident_bytes() as f64);
         gauge!("process_uptime_seconds").set(life.uptime().as_secs_f64());
         if let Some(certificates) = certificates {

@@ -26,6 +26,7 @@ use crate::auth;
 use crate::certificates;
 use crate::config::{Config, LogFormat};
 use crate::observe::failovers;
+use crate::tasks;
 
 mod lines;
 mod traces;
@@ -161,6 +162,7 @@ pub(crate) fn begin_counters(config: &Config) {
         counter!(name).increment(0);
     }
     failovers::begin_counters();
+    tasks::begin_counters();
     if config.auth.is_some() {
         auth::begin_counters();
     }

@@ -28,6 +28,7 @@ use crate::query::read::Reads;
 use crate::query::write::Writes;
 use crate::reload::Reload;
 use crate::status::Overview;
+use crate::tasks::keep;
 
 /// The parts of one service.
 pub(super) struct Parts {
@@ -116,18 +117,24 @@ impl Parts {
     pub(super) fn spawn_tasks(&self) {
         let mut tasks = self.tasks.lock();
         let vitals = Arc::clone(&self.observations.vitals);
-        tasks.spawn(vitals::sample(vitals, Duration::from_secs(2)));
+        keep(&mut tasks, "vitals", move || {
+            vitals::sample(Arc::clone(&vitals), Duration::from_secs(2))
+        });
         let pulse = Background {
             checks: Arc::clone(&self.checks),
             in_force: Arc::clone(&self.in_force),
             records: Arc::clone(&self.writes.records),
+            handed_on: Arc::default(),
         };
         pulse.spawn(&mut tasks);
         if let Some(certificates) = self.checks.certificates.clone() {
-            tasks.spawn(certificates.keep(Arc::clone(&self.observations)));
+            let observations = Arc::clone(&self.observations);
+            keep(&mut tasks, "certificates", move || {
+                Arc::clone(&certificates).keep(Arc::clone(&observations))
+            });
         }
         if let Some(auth) = self.admission.auth.clone() {
-            tasks.spawn(auth.keep());
+            keep(&mut tasks, "keys", move || Arc::clone(&auth).keep());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! An outage is one thing, with a beginning, an end and a cause, and with what callers felt of it.
 //! Told event by event it must be put together by each reader, and one that ended without a new
 //! connection would never end. So it is put together here. Pure: events, dates and counts go in.
+//! Counts are read under the lock, so that no outage begins with newer ones than it ends with.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -93,8 +94,9 @@ struct OutageList {
 
 impl Outages {
     /// Something happened to a connection, when so much had been counted.
-    pub(crate) fn connection(&self, event: &steadfast::Event, counts: ReadCounts) {
+    pub(crate) fn connection(&self, event: &steadfast::Event, counts: impl FnOnce() -> ReadCounts) {
         let mut state = self.state.lock();
+        let counts = counts();
         let (at_ms, connection) = (event.at_ms, event.connection);
         match &event.kind {
             EventKind::Lost { cause, unknown, .. } => {
@@ -134,13 +136,36 @@ impl Outages {
                 state.flap_since(told.since_ms, told.reconnects, &told.cause);
             }
             EventKind::FlappingEnded(_) => state.flaps = false,
+            // A node of a cluster was left for good. A client as a whole is closed for good too,
+            // but Redis is no better for it.
+            EventKind::Closed { .. } if event.node.is_some() => {
+                state.back(connection, at_ms, OutageEnd::Recovered, (0, 0), counts);
+            }
             _ => {}
         }
     }
 
-    /// Records whether the database, or the reads, are in trouble; may be told again and again.
-    pub(crate) fn is(&self, of: OutageOf, trouble: Option<&str>, at_ms: u64, counts: ReadCounts) {
+    /// All that Redis holds is served, whatever has become of the connections that were lost: a
+    /// node of a cluster that another has taken over from never comes back by itself, and an event
+    /// can be missed.
+    pub(crate) fn redis_serves(&self, at_ms: u64, counts: impl FnOnce() -> ReadCounts) {
         let mut state = self.state.lock();
+        state.away.clear();
+        if let Some(outage) = state.open(OutageOf::Redis) {
+            outage.end(at_ms, OutageEnd::Recovered, counts());
+        }
+    }
+
+    /// Records whether the database, or the reads, are in trouble; may be told again and again.
+    pub(crate) fn is(
+        &self,
+        of: OutageOf,
+        trouble: Option<&str>,
+        at_ms: u64,
+        counts: impl FnOnce() -> ReadCounts,
+    ) {
+        let mut state = self.state.lock();
+        let counts = counts();
         match (state.open(of), trouble) {
             (None, Some(cause)) => {
                 state.begin(of, at_ms, cause, counts);
@@ -151,15 +176,17 @@ impl Outages {
     }
 
     /// The last outages, oldest first.
-    pub(crate) fn list(&self, counts: ReadCounts) -> Vec<Outage> {
+    pub(crate) fn list(&self, counts: impl FnOnce() -> ReadCounts) -> Vec<Outage> {
         let state = self.state.lock();
+        let counts = counts();
         let kept = state.kept.iter();
         kept.map(|outage| state.told(outage, counts)).collect()
     }
 
     /// The one that began first of those that last.
-    pub(crate) fn current(&self, counts: ReadCounts) -> Option<Outage> {
+    pub(crate) fn current(&self, counts: impl FnOnce() -> ReadCounts) -> Option<Outage> {
         let state = self.state.lock();
+        let counts = counts();
         let mut kept = state.kept.iter();
         kept.find_map(|outage| {
             Some(state.told(outage, counts)).filter(|told| told.ended_ms.is_none())
@@ -356,7 +383,7 @@ mod tests {
             folded: false,
             kind,
         };
-        outages.connection(&event, counts);
+        outages.connection(&event, || counts);
     }
 
     fn lost() -> EventKind {
@@ -388,7 +415,7 @@ mod tests {
     }
 
     fn list(outages: &Outages, counts: ReadCounts) -> Json {
-        serde_json::to_value(outages.list(counts)).unwrap()
+        serde_json::to_value(outages.list(|| counts)).unwrap()
     }
 
     #[test]
@@ -415,7 +442,7 @@ mod tests {
             "calls": 7, "failed": 2, "stale": 3, "slow": 0, "writes": 0, "writes_failed": 0,
         }]);
         assert_eq!(over, expected);
-        assert_eq!(outages.current(counts(0, 0, 0)), None);
+        assert_eq!(outages.current(|| counts(0, 0, 0)), None);
     }
 
     #[test]
@@ -455,7 +482,7 @@ mod tests {
         happens(&outages, 1_000, lost(), counts(0, 0, 0));
         happens(&outages, 1_100, connected(), counts(0, 0, 0));
         assert_eq!(
-            outages.current(counts(0, 0, 0)),
+            outages.current(|| counts(0, 0, 0)),
             None,
             "another's is its own"
         );
@@ -489,25 +516,81 @@ mod tests {
         // Between two losses it is not over: one that is steady for a moment flaps on.
         assert_eq!(all[0]["ended_ms"], Json::Null, "{all}");
         assert_eq!(all[0]["ended_by"], Json::Null, "{all}");
-        assert!(outages.current(counts(0, 0, 0)).is_some());
+        assert!(outages.current(|| counts(0, 0, 0)).is_some());
         outages.state.lock().flaps = false;
         let over = list(&outages, counts(0, 0, 0));
         assert_eq!(over[0]["ended_ms"], 20 * 400 + 50, "when it was last back");
         assert_eq!(over[0]["ended_by"], "reconnected", "{over}");
-        assert_eq!(outages.current(counts(0, 0, 0)), None);
+        assert_eq!(outages.current(|| counts(0, 0, 0)), None);
         blip(21);
         assert_eq!(list(&outages, counts(0, 0, 0)).as_array().unwrap().len(), 2);
+    }
+
+    /// What happens to a connection to a node of a cluster.
+    fn of_node(outages: &Outages, connection: usize, at_ms: u64, kind: EventKind) {
+        let event = Event {
+            seq: at_ms,
+            at_ms,
+            connection,
+            node: Some("10.0.0.1:6379".into()),
+            folded: false,
+            kind,
+        };
+        outages.connection(&event, || counts(at_ms, 0, 0));
+    }
+
+    #[test]
+    fn s5_an_outage_ends_when_another_node_has_taken_over_and_the_next_is_one_of_its_own() {
+        let outages = Outages::default();
+        of_node(&outages, 4, 100, lost());
+        outages.redis_serves(900, || counts(900, 0, 0));
+        outages.redis_serves(1900, || counts(1900, 0, 0));
+        let told = list(&outages, counts(2000, 0, 0));
+        assert_eq!(
+            (
+                &told[0]["ended_ms"],
+                &told[0]["ended_by"],
+                &told[0]["calls"]
+            ),
+            (&json!(900), &json!("recovered"), &json!(800))
+        );
+        // Nothing of the old one keeps the next from ending.
+        of_node(&outages, 7, 3000, lost());
+        of_node(&outages, 7, 3500, connected());
+        let told = list(&outages, counts(4000, 0, 0));
+        assert_eq!(told[1]["ended_ms"], 3500, "{told}");
+    }
+
+    #[test]
+    fn s5_an_outage_ends_with_the_node_that_was_left_for_good() {
+        let outages = Outages::default();
+        of_node(&outages, 4, 100, lost());
+        of_node(&outages, 7, 200, lost());
+        of_node(&outages, 4, 300, EventKind::Closed { unfinished: 0 });
+        assert!(outages.current(|| counts(300, 0, 0)).is_some(), "the other");
+        of_node(&outages, 7, 400, EventKind::Closed { unfinished: 0 });
+        assert_eq!(outages.current(|| counts(400, 0, 0)), None);
+    }
+
+    #[test]
+    fn s5_counts_that_were_read_in_another_order_are_no_fault() {
+        let outages = Outages::default();
+        outages.is(OutageOf::Database, Some("refused"), 1, || counts(9, 9, 9));
+        let told = &list(&outages, counts(8, 8, 8))[0];
+        assert_eq!((&told["calls"], &told["failed"]), (&json!(0), &json!(0)));
     }
 
     #[test]
     fn s5_a_database_that_is_away_and_reads_that_fail_are_outages_too() {
         let outages = Outages::default();
-        outages.is(OutageOf::Database, None, 1, counts(0, 0, 0));
+        outages.is(OutageOf::Database, None, 1, || counts(0, 0, 0));
         for at in 2..5 {
-            outages.is(OutageOf::Database, Some("refused"), at, counts(0, at, 0));
+            outages.is(OutageOf::Database, Some("refused"), at, || counts(0, at, 0));
         }
-        outages.is(OutageOf::Reads, Some("`search`: gone"), 5, counts(0, 5, 0));
-        outages.is(OutageOf::Database, None, 6, counts(0, 6, 0));
+        outages.is(OutageOf::Reads, Some("`search`: gone"), 5, || {
+            counts(0, 5, 0)
+        });
+        outages.is(OutageOf::Database, None, 6, || counts(0, 6, 0));
         let told = list(&outages, counts(0, 8, 0));
         assert_eq!(
             (&told[0]["of"], &told[0]["failed"]),

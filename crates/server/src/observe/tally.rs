@@ -103,16 +103,17 @@ pub(crate) struct ReadCounts {
 }
 
 impl ReadCounts {
+    /// What was counted from `earlier` to this; nothing where `earlier` was read later.
     pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
-            memory: self.memory - earlier.memory,
-            redis: self.redis - earlier.redis,
-            database: self.database - earlier.database,
-            failed: self.failed - earlier.failed,
-            stale: self.stale - earlier.stale,
-            slow: self.slow - earlier.slow,
-            writes: self.writes - earlier.writes,
-            writes_failed: self.writes_failed - earlier.writes_failed,
+            memory: self.memory.saturating_sub(earlier.memory),
+            redis: self.redis.saturating_sub(earlier.redis),
+            database: self.database.saturating_sub(earlier.database),
+            failed: self.failed.saturating_sub(earlier.failed),
+            stale: self.stale.saturating_sub(earlier.stale),
+            slow: self.slow.saturating_sub(earlier.slow),
+            writes: self.writes.saturating_sub(earlier.writes),
+            writes_failed: self.writes_failed.saturating_sub(earlier.writes_failed),
         }
     }
 
@@ -127,6 +128,11 @@ impl ReadCounts {
             writes: self.writes + other.writes,
             writes_failed: self.writes_failed + other.writes_failed,
         }
+    }
+
+    /// Reads that were answered.
+    pub(crate) fn answered(self) -> u64 {
+        self.memory + self.redis + self.database
     }
 
     pub(crate) fn reads(self) -> u64 {

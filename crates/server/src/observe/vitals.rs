@@ -13,23 +13,37 @@ const CPU_WARN: f64 = 80.0;
 /// Use of the memory from which it is told, in percent.
 const MEMORY_WARN: f64 = 85.0;
 
-/// The last sample. Before the first, nothing is known and nothing is wrong.
-#[derive(Debug, Default)]
+/// The last sample.
+#[derive(Debug)]
 pub(crate) struct Vitals {
+    /// NaN while it is not known.
     cpu: AtomicU64,
+    /// As the other.
     memory: AtomicU64,
     resident: AtomicU64,
 }
 
+impl Default for Vitals {
+    fn default() -> Self {
+        let unknown = || AtomicU64::new(f64::NAN.to_bits());
+        Self {
+            cpu: unknown(),
+            memory: unknown(),
+            resident: AtomicU64::new(0),
+        }
+    }
+}
+
 impl Vitals {
-    /// Processors in use, in percent of all.
-    pub(crate) fn cpu_percent(&self) -> f64 {
-        f64::from_bits(self.cpu.load(Relaxed))
+    /// Processors in use, in percent of all; `None` while it is not known.
+    pub(crate) fn cpu_percent(&self) -> Option<f64> {
+        known(&self.cpu)
     }
 
-    /// Memory in use, in percent of what there is (of the control group's limit where one is set).
-    pub(crate) fn memory_percent(&self) -> f64 {
-        f64::from_bits(self.memory.load(Relaxed))
+    /// Memory in use, in percent of what there is (of the control group's limit where one is set);
+    /// `None` while it is not known.
+    pub(crate) fn memory_percent(&self) -> Option<f64> {
+        known(&self.memory)
     }
 
     /// Memory of this process.
@@ -38,7 +52,10 @@ impl Vitals {
     }
 
     pub(crate) fn checks(&self) -> [(&'static str, Check); 2] {
-        let judged = |percent: f64, warn: f64| {
+        let judged = |percent: Option<f64>, warn: f64| {
+            let Some(percent) = percent else {
+                return Check::new(Status::Degraded, "not known");
+            };
             let status = if percent >= warn {
                 Status::Degraded
             } else {
@@ -62,6 +79,10 @@ impl Vitals {
     }
 }
 
+fn known(share: &AtomicU64) -> Option<f64> {
+    Some(f64::from_bits(share.load(Relaxed))).filter(|share| share.is_finite())
+}
+
 /// Samples for ever, in a thread's time that may block.
 pub(crate) async fn sample(vitals: std::sync::Arc<Vitals>, every: Duration) {
     let Ok(mut system) = System::new() else {
@@ -71,6 +92,8 @@ pub(crate) async fn sample(vitals: std::sync::Arc<Vitals>, every: Duration) {
     let pid = Pid::from_u32(std::process::id());
     let mut ticker = tokio::time::interval(every);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    // The use of processors is known between two samples.
+    let mut cpu_known = false;
     loop {
         ticker.tick().await;
         let sampled = tokio::task::spawn_blocking(move || {
@@ -85,14 +108,18 @@ pub(crate) async fn sample(vitals: std::sync::Arc<Vitals>, every: Duration) {
         });
         match sampled.await {
             Ok(sampled) => system = sampled,
-            Err(_) => return,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
         }
         let resident = system.process(pid).map_or(0, sysinfo::Process::memory);
-        vitals.store(
-            f64::from(system.global_cpu_usage()),
-            memory(&system),
-            resident,
-        );
+        let cpu = match cpu_known {
+            true => f64::from(system.global_cpu_usage()),
+            false => f64::NAN,
+        };
+        cpu_known = true;
+        vitals.store(cpu, memory(&system), resident);
     }
 }
 
@@ -109,7 +136,7 @@ fn memory(system: &System) -> f64 {
         ),
     };
     if total == 0 {
-        return 0.0;
+        return f64::NAN;
     }
     used as f64 / total as f64 * 100.0
 }
@@ -122,7 +149,19 @@ mod tests {
     fn s3_a_machine_at_its_limits_is_degraded_and_one_below_is_not() {
         let vitals = Vitals::default();
         let statuses = || vitals.checks().map(|(_, check)| check.status);
-        assert_eq!(statuses(), [Status::Healthy; 2]);
+        assert_eq!(statuses(), [Status::Degraded; 2], "nothing is known yet");
+        assert!(
+            vitals
+                .checks()
+                .iter()
+                .all(|(_, check)| check.message == "not known")
+        );
+        assert_eq!(
+            (vitals.cpu_percent(), vitals.memory_percent()),
+            (None, None)
+        );
+        vitals.store(f64::NAN, 10.0, 1);
+        assert_eq!(statuses(), [Status::Degraded, Status::Healthy]);
         vitals.store(80.0, 84.9, 1);
         assert_eq!(statuses(), [Status::Degraded, Status::Healthy]);
         vitals.store(79.9, 85.0, 1);

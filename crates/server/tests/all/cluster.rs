@@ -130,3 +130,39 @@ async fn t24_a_service_whose_client_reads_from_replicas_says_who_served_and_how_
     let line = format!("steadfast_redis_node_replies_total{{server_address=\"{node}\"}} ");
     assert!(metrics.contains(&line), "no {line} in\n{metrics}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s5_an_outage_of_a_cluster_is_over_when_a_replica_has_taken_over() {
+    let cluster = Cluster::start().await.unwrap();
+    let service = Service::with(&[("redis.url", &cluster.url())]).await;
+    check_when(&service, |check| check["status"] == "healthy").await;
+    // Each of them, so that the service asks of each node that it is asked for.
+    let client = service.app.client().clone();
+    eventually("all shards are connected to", async || {
+        let mut answered = 0;
+        for key in 0..32 {
+            let get = redis::cmd("GET").arg(key).to_owned();
+            answered += usize::from(client.send(&get).await.is_ok());
+        }
+        answered == 32
+    })
+    .await;
+    let of_redis = || {
+        let outages = service.status()["outages"].clone();
+        let outages = outages.as_array().unwrap().iter();
+        let of_redis = outages.filter(|outage| outage["of"] == "redis");
+        of_redis.cloned().collect::<Vec<_>>()
+    };
+    cluster.node(0).kill().await;
+    steadfast_drill::waiting::until("the outage begins", || !of_redis().is_empty()).await;
+    steadfast_drill::waiting::until("a replica takes over, and it is over", || {
+        of_redis()
+            .iter()
+            .all(|outage| outage["ended_ms"].is_number())
+    })
+    .await;
+    // The dead node is nobody's loss from now on.
+    let told = of_redis();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(of_redis(), told);
+}
