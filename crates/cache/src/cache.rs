@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use steadfast::{EventItem, EventKind};
 use tokio::sync::watch;
 
-use crate::classes::{check_classes, longest_life};
+use crate::classes::{check_apart, check_classes, longest_life};
 use crate::clock::clock;
 use crate::codec::Codec;
 use crate::error::{BuildError, UnknownClass};
@@ -116,13 +116,16 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// [`BuildError`] names the class whose times mean nothing; nothing is changed then.
+    /// [`BuildError`] names the class whose times or name mean nothing; nothing is changed then.
     pub fn change_classes(
         &self,
         classes: impl IntoIterator<Item = (Box<str>, Ttl)>,
     ) -> Result<(), BuildError> {
         let given: Vec<_> = classes.into_iter().collect();
         check_classes(&given)?;
+        let mut names = self.inner.classes.names();
+        names.extend(given.iter().map(|(name, _)| name.clone()));
+        check_apart(&names)?;
         if let Some(redis) = &self.inner.redis {
             redis.outlast(longest_life(&given));
         }

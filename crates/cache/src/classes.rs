@@ -101,6 +101,12 @@ impl Classes {
         })
     }
 
+    /// Returns the names of all.
+    pub(crate) fn names(&self) -> Vec<Box<str>> {
+        let all = self.all.read();
+        all.iter().map(|class| class.name.clone()).collect()
+    }
+
     /// Gives them other times, or adds some.
     pub(crate) fn change(&self, given: &[(Box<str>, Ttl)]) {
         self.put(given, &[]);
@@ -141,6 +147,24 @@ pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildErro
             class: named(),
             setting,
         })?;
+    }
+    Ok(())
+}
+
+/// Refuses a class whose keys could be those of another: they are written behind its name and a
+/// colon.
+pub(crate) fn check_apart(names: &[Box<str>]) -> Result<(), BuildError> {
+    let is_within = |class: &str, within: &str| {
+        let rest = class.strip_prefix(within);
+        rest.is_some_and(|rest| rest.starts_with(':'))
+    };
+    for class in names {
+        if let Some(within) = names.iter().find(|within| is_within(class, within)) {
+            return Err(BuildError::ClassWithinClass {
+                class: class.to_string(),
+                within: within.to_string(),
+            });
+        }
     }
     Ok(())
 }

@@ -82,9 +82,10 @@ pub enum CacheError {
         /// The keys, each read by the load of the one before it; the last is the first again.
         keys: Vec<String>,
     },
-    /// The cache is closed, or the runtime is shutting down.
-    #[error("the cache is closed")]
-    Closed,
+    /// The load was given up, because the runtime in which it ran has ended or is shutting down.
+    /// Who asks again begins one of their own.
+    #[error("the load was given up with the runtime in which it ran; ask again")]
+    Abandoned,
     /// The read was made outside of any tokio runtime, where only what is fresh in memory can be
     /// answered.
     #[error(
@@ -237,6 +238,17 @@ pub enum BuildError {
     ClassTwice {
         /// The name of the class.
         class: String,
+    },
+    /// The name of a class is that of another one with a colon and more behind it: keys of the one
+    /// could be keys of the other, since they are written behind the name and a colon.
+    #[error(
+        "the class {class:?} begins with the class {within:?} and a colon, so that a key of the one can be a key of the other; name it otherwise"
+    )]
+    ClassWithinClass {
+        /// The name of the class.
+        class: String,
+        /// The name that it begins with.
+        within: String,
     },
     /// A class has a setting that means nothing.
     #[error("class {class:?}: {setting}")]

@@ -22,7 +22,7 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -87,6 +87,9 @@ pub(crate) struct Cargo {
     pub(crate) version: u32,
     /// The number of the class by which its freshness is judged.
     pub(crate) class: usize,
+    /// The hard limit of that class: past it nobody joins the flight, which may have its leader in
+    /// a runtime that nobody drives.
+    pub(crate) limit: Duration,
 }
 
 pub(crate) struct Flight {
@@ -184,7 +187,7 @@ pub(crate) struct Follower {
 }
 
 /// The duty to bring a flight to an end. Dropping it (the runtime shuts down, the task panics) ends
-/// the flight as closed.
+/// the flight as abandoned.
 pub(crate) struct Leader {
     flight: Arc<Flight>,
     flights: Arc<Flights>,
@@ -264,6 +267,7 @@ impl Flights {
             return None;
         }
         let may = flight.cargo == cargo
+            && now.since(flight.began) < flight.cargo.limit.into()
             && flight.may_be_joined(tags, generations)
             && (coherence.vouches(flight.began, now) || !self.rules.heed_age);
         (may || !self.rules.detach).then(|| Follower::new(flight, true))
@@ -541,7 +545,7 @@ impl Leader {
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.land(Err(CacheError::Closed));
+        self.land(Err(CacheError::Abandoned));
     }
 }
 
@@ -568,7 +572,7 @@ const SHARDS: usize = 64;
 const SHORT_KEY: usize = 24;
 
 /// With so many tags no others are taken over: readers who each name another one come without end.
-const TAKEN_OVER: usize = 16;
+pub(crate) const TAKEN_OVER: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use steadfast_core::policy::InvalidSetting;
 
 use super::CacheBuilder;
-use crate::classes::check_classes;
+use crate::classes::{check_apart, check_classes};
 use crate::error::BuildError;
 
 impl CacheBuilder {
@@ -14,6 +14,8 @@ impl CacheBuilder {
             return Err(BuildError::NoClass);
         }
         check_classes(&self.classes)?;
+        let names: Vec<_> = self.classes.iter().map(|(name, _)| name.clone()).collect();
+        check_apart(&names)?;
         let is_class = |name: &str| self.classes.iter().any(|(class, _)| **class == *name);
         for (name, guard) in &self.class_guards {
             let class = || name.to_string();

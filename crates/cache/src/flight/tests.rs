@@ -11,6 +11,7 @@ fn cargo() -> Cargo {
         value: TypeId::of::<u8>(),
         version: 0,
         class: 0,
+        limit: Duration::from_secs(3600),
     }
 }
 
@@ -30,7 +31,7 @@ fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
         flights.board(b"other", cargo(), NONE, (&generations, &Coherence::alone())),
         Join::Leader(..)
     ));
-    leader.land(Err(CacheError::Closed));
+    leader.land(Err(CacheError::Abandoned));
     assert!(matches!(
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
         Join::Leader(..)
@@ -103,7 +104,7 @@ fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_
         panic!("waits for a reader that nobody may be polling")
     };
     assert!(matches!(look(), Join::Joined(_)));
-    leader.land(Err(CacheError::Closed));
+    leader.land(Err(CacheError::Abandoned));
     let AfterLook::Joined(mut other) = reader.after_look(NONE, &generations) else {
         panic!("a second load")
     };
@@ -235,7 +236,7 @@ async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
     };
     drop(leader);
     follower.changed().await;
-    assert!(follower.look(|progress| matches!(progress.outcome, Some(Err(CacheError::Closed)))));
+    assert!(follower.look(|progress| matches!(progress.outcome, Some(Err(CacheError::Abandoned)))));
 }
 
 #[test]
@@ -257,4 +258,26 @@ fn k16_in_an_outage_nobody_joins_a_load_older_than_memory_may_be() {
         matches!(board(later), Join::Leader(..)),
         "old, and nobody vouches"
     );
+}
+
+/// Its leader may be in a runtime that nobody drives.
+#[test]
+fn k9_nobody_joins_a_load_that_is_past_the_hard_limit_of_its_class() {
+    let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
+    let coherence = Coherence::alone();
+    let world = (&generations, &coherence);
+    let (now, second) = (Monotonic::now(), Duration::from_secs(1));
+    let brisk = Cargo {
+        limit: second,
+        ..cargo()
+    };
+    let board = |now| flights.board_at(now, b"k", brisk, NONE, world, false);
+    let Join::Leader(_parked, _) = board(now) else {
+        panic!("no leader")
+    };
+    assert!(matches!(
+        board(now.plus((second / 2).into())),
+        Join::Joined(_)
+    ));
+    assert!(matches!(board(now.plus(second.into())), Join::Leader(..)));
 }

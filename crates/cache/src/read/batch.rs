@@ -13,7 +13,7 @@ use futures_util::future::{join_all, select_all};
 use super::database::{Asking, Permission};
 use super::ending::{Ending, conclude, wait};
 use super::keep::Stored;
-use super::load::{Job, Stage, add_tags};
+use super::load::{Job, Stage, add_tags, take_over_tags};
 use super::view::View;
 use crate::answer::{Answer, StaleReason};
 use crate::clock::{clock, take_a_turn};
@@ -23,6 +23,7 @@ use crate::flight::{Fallback, Follower, Join, Leader};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::key::{Key, bounded};
+use crate::monotonic::Monotonic;
 use crate::parts::Inner;
 use crate::tier::redis::{Lease, RedisAllowance, RedisFailure};
 
@@ -50,7 +51,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Answers for many keys, in their order. What neither memory nor Redis has is loaded by one
     /// call of `load`, which is given those keys and answers with the pairs of key and value that
     /// there are; a key it leaves out is absent. However many keys it is, that is one load to the
-    /// guard.
+    /// guard. Of what is held already the age is told as of the answer; if it has ceased to be
+    /// fresh while the others were loaded, it says that it is stale ([`StaleReason::Slow`]). A
+    /// class that never serves stale answers it as it was when the batch began.
     ///
     /// ```no_run
     /// # use std::collections::HashMap;
@@ -142,19 +145,28 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
                 .under_way
                 .spawn(lead_many(view.clone(), ttl, led, load));
         }
-        let default = &self.default;
-        join_all(slots.into_iter().map(|slot| async {
+        let settled = join_all(slots.into_iter().map(|slot| async {
             match slot {
-                BatchSlot::Hit(answer) => Ok(answer),
-                BatchSlot::Ended(ending) => conclude(view, ending, default.clone()),
+                BatchSlot::Settled(settled) => settled,
                 BatchSlot::Flight(follower, held) => {
                     let parent = Loading::current(&view.core().flights);
-                    let ending = wait(view, follower, held, &ttl, now, parent).await;
-                    conclude(view, ending, default.clone())
+                    Settled::Ended(wait(view, follower, held, &ttl, now, parent).await)
                 }
             }
         }))
-        .await
+        .await;
+        // Judged and dated when all are served, however long the last was waited for.
+        let served = Monotonic::now();
+        let endings = settled.into_iter().map(|settled| match settled {
+            Settled::Ended(ending) => ending,
+            Settled::Held(held, stale) => {
+                let stale = stale.or_else(|| has_aged(view, &held, &ttl, served));
+                Ok((held.loaded, stale))
+            }
+        });
+        endings
+            .map(|ending| conclude(view, ending, self.default.clone()))
+            .collect()
     }
 }
 
@@ -165,10 +177,28 @@ struct Led<V, K> {
     key: K,
 }
 
-enum BatchSlot<V> {
-    Hit(Answer<V>),
-    Ended(Ending),
+enum BatchSlot {
+    Settled(Settled),
     Flight(Follower, Option<Fallback>),
+}
+
+/// A key of which it is settled how it is answered.
+enum Settled {
+    /// With what memory held at the beginning; and why that was stale then, if it was.
+    Held(Fallback, Option<StaleReason>),
+    Ended(Ending),
+}
+
+/// The reason why what was fresh when the batch began is served as stale, if it is: others of the
+/// batch took so long.
+fn has_aged<V: Clone + Send + Sync + 'static>(
+    view: &View<V>,
+    held: &Fallback,
+    ttl: &Ttl,
+    now: Monotonic,
+) -> Option<StaleReason> {
+    let aged = !view.is_fresh(&held.loaded.entry, ttl, now) && view.may_serve_stale(held, ttl, now);
+    aged.then_some(StaleReason::Slow)
 }
 
 /// Answers from memory, or finds a flight for the key; one that is still to be led is put into
@@ -180,31 +210,33 @@ fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     ttl: &Ttl,
     now: Instant,
     led: &mut Vec<Led<V, K>>,
-) -> BatchSlot<V> {
+) -> BatchSlot {
     let (name, cache, moment) = (view.name(key), view.core(), now.into());
     let named: Vec<&[u8]> = tags.iter().map(Vec::as_slice).collect();
     let held = view.held(key, &name, &named);
+    let is_fresh = |held: &Fallback| view.is_fresh(&held.loaded.entry, ttl, moment);
+    let held = match held {
+        Some(held) if is_fresh(&held) => return BatchSlot::Settled(Settled::Held(held, None)),
+        held => held,
+    };
     let entry = held.as_ref().map(|held| held.loaded.entry.clone());
-    if let Some(entry) = &entry
-        && view.is_fresh(entry, ttl, moment)
-        && let Some(answer) = view.hit(entry, entry.age(moment))
-    {
-        return BatchSlot::Hit(answer);
-    }
     let mut all = view.tags_of(key, &name);
     add_tags(&mut all, named.into_iter());
+    if entry.is_none() {
+        take_over_tags(&mut all, view.there(&name).as_deref());
+    }
     let mut job = Job::new(view, *ttl, all, entry);
     let held = held.filter(|held| view.may_serve_stale(held, ttl, moment));
     job.held = held.as_ref().map(|held| held.loaded.entry.clone());
     let flights = &cache.flights;
-    if let Some(held) = held
-        .as_ref()
-        .filter(|_| view.has_just_failed(&name, ttl, moment))
-    {
-        return BatchSlot::Ended(Ok((held.loaded.clone(), Some(StaleReason::Failed))));
-    }
+    let held = match held {
+        Some(held) if view.has_just_failed(&name, ttl, moment) => {
+            return BatchSlot::Settled(Settled::Held(held, Some(StaleReason::Failed)));
+        }
+        held => held,
+    };
     if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
-        return BatchSlot::Ended(Err(error));
+        return BatchSlot::Settled(Settled::Ended(Err(error)));
     }
     let world = (&cache.generations, &*cache.coherence);
     match flights.board(&name, view.cargo(), &job.tags, world) {
@@ -264,7 +296,14 @@ where
             let kept = missing.into_iter().filter_map(|(led, lease)| {
                 // Not taken out: a key given twice is led twice if it was invalidated in between.
                 let value = values.get(&led.key).cloned();
-                led.job.keep(&led.leader, value, cost, lease)
+                match led.job.weigh(&led.leader, value) {
+                    Ok(value) => led.job.keep(&led.leader, value, cost, lease),
+                    Err(error) => {
+                        cache.note_failure(led.leader.key(), &error);
+                        led.leader.land(Err(error));
+                        None
+                    }
+                }
             });
             // All of them have landed before the first is sent to Redis.
             let kept: Vec<_> = kept.collect();

@@ -111,7 +111,7 @@ pub(crate) fn conclude<V: Clone + Send + Sync + 'static>(
     let stats = &view.core().stats;
     let ending = ending.and_then(|(loaded, stale)| {
         // Whoever joins a flight brings the same type.
-        view.answer(&loaded, stale).ok_or(CacheError::Closed)
+        view.answer(&loaded, stale).ok_or(CacheError::Abandoned)
     });
     match (ending, default) {
         (Ok(answer), _) => Ok(answer),

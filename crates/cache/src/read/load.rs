@@ -16,14 +16,14 @@ use crate::answer::Source;
 use crate::clock::clock;
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::flight::{Leader, Loaded};
+use crate::flight::{Leader, Loaded, TAKEN_OVER};
 use crate::freshness::{Freshness, Ttl};
 use crate::guard::Urgency;
 use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, TagNames, Times};
 use crate::tier::redis::{
-    Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue, Wanted,
+    Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue, Unfit, Wanted,
 };
 
 /// The task of a flight's leader, as known when the flight begins.
@@ -36,7 +36,7 @@ pub(crate) struct Job<V> {
     pub(crate) held: Option<Arc<Entry>>,
     /// Begun before it was necessary: gives way to any other process that does the same.
     pub(crate) early: bool,
-    /// Takes nothing from Redis.
+    /// Takes nothing from Redis, and what began to be loaded before is not kept after it.
     pub(crate) anew: bool,
     /// The load that it is nested in.
     pub(crate) parent: Option<Arc<Loading>>,
@@ -88,6 +88,20 @@ pub(crate) fn add_tags<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &
     }
 }
 
+/// Adds the tags of what is there and does not answer the read: what takes its place carries them.
+/// Of very many only the first, which were named last: readers who each name another tag come
+/// without end.
+pub(crate) fn take_over_tags(tags: &mut Vec<Vec<u8>>, there: Option<&Entry>) {
+    let names = there.map_or(&[][..], Entry::tag_names);
+    add_at_most(tags, names.iter().map(Vec::as_slice));
+}
+
+fn add_at_most<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &'t [u8]>) {
+    let named = tags.len();
+    add_tags(tags, more);
+    tags.truncate(named + TAKEN_OVER);
+}
+
 /// Leads a flight for a read that began at `began`.
 pub(crate) async fn lead<V, L, F>(leader: Leader, mut job: Job<V>, load: L, began: Instant)
 where
@@ -133,8 +147,13 @@ where
     let loaded = cache
         .ask_database(asking, queued, leader.lent(), load)
         .await;
+    let loaded = loaded.and_then(|(value, cost)| Ok((job.weigh(&leader, value)?, cost)));
     match loaded {
         Ok((value, cost)) => {
+            if job.anew && !value.can_be_kept {
+                // Older than what the reader is told, and nothing takes its place.
+                cache.remove(leader.key()).await;
+            }
             if let Some(kept) = job.keep(&leader, value, cost, lease) {
                 kept.fill().await;
             }
@@ -403,7 +422,10 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         let wanted = self.wanted(leader, asked);
         let look = redis.look(&wanted, allowance, &carries);
         let stored = match look.await? {
-            Lookup::Miss(seen) => return Ok(Found::Nothing(seen)),
+            Lookup::Miss(Unfit { seen, tags }) => {
+                self.take_over(leader, &tags);
+                return Ok(Found::Nothing(seen));
+            }
             Lookup::Hit(stored) => stored,
         };
         match self.take_in(leader, stored, asked.into()) {
@@ -418,8 +440,23 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
     }
 
+    /// What takes the place of a value that lacks some of the tags carries its own too; they
+    /// outdate the flight from now on.
+    fn take_over(&mut self, leader: &Leader, tags: &[Vec<u8>]) {
+        let cache = self.view.core();
+        if cache.sabotage.tags_stripped {
+            return;
+        }
+        let named = self.tags.len();
+        add_at_most(&mut self.tags, tags.iter().map(Vec::as_slice));
+        let more = &self.tags[named..];
+        if !more.is_empty() {
+            leader.carries(cache.generations.tag_stripes(more));
+        }
+    }
+
     /// Asks for the right to fill, after a look that has found nothing. `None`: another process is
-    /// loading.
+    /// loading. Who loads anew takes the right from it: what that one loads may be older.
     async fn lease(
         &mut self,
         redis: &Arc<RedisTier>,
@@ -433,7 +470,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
         let life = deadline.saturating_duration_since(clock()) + Duration::from_secs(1);
         let lease = redis
-            .take_lease(leader.key(), &self.tags, &seen, life, allowance)
+            .take_lease(leader.key(), &self.tags, &seen, life, self.anew, allowance)
             .await?;
         Ok(lease.map(|lease| Stage::Load(Some(lease))))
     }
@@ -516,12 +553,6 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
         unfit(&tags)
     }
-}
-
-/// A value in Redis that does not answer the read: what is known of it.
-struct Unfit {
-    seen: SeenValue,
-    tags: Vec<Vec<u8>>,
 }
 
 /// Returns until when a read that has to have ended by `deadline` waits for the value of another

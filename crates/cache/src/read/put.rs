@@ -27,7 +27,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// it had just been loaded; says which of them hold it. The database is not asked, so it may be
     /// away. Redis does not hold it if it cannot be reached, or if it is invalidated after Redis
     /// was asked; nor if this process hears of that before. Neither holds a value that is longer
-    /// than one may be, cannot be written as it is or has no life, and an older one is removed.
+    /// than one may be, cannot be written as it is or has no life, and an older one is removed. It
+    /// carries the tags of the view, and those of what memory held.
     ///
     /// Nobody is told: other processes that have an older value in memory keep it. What has
     /// *changed* is better [written](crate::Cache::write) or [expired](Self::expire). And a value
@@ -48,13 +49,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         cache.upkeep.ensure();
         let name = self.name(&key);
         let mut tags = self.tags_of(&key, &name);
-        if let Some(held) = self.held::<&[u8]>(&key, &name, &[])
-            && !cache.sabotage.tags_stripped
-        {
-            add_tags(
-                &mut tags,
-                held.loaded.entry.tag_names().iter().map(Vec::as_slice),
-            );
+        if let Some(there) = self.there(&name) {
+            add_tags(&mut tags, there.tag_names().iter().map(Vec::as_slice));
         }
         cache.generations.bump_key(&name);
         cache.failures.forget(&name);
@@ -114,7 +110,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 impl Inner {
     /// Removes a value from both tiers: a newer one is known that they cannot hold. From memory
     /// once more in the end, since a reader may have taken meanwhile what was still in Redis.
-    async fn remove(&self, name: &[u8]) {
+    pub(super) async fn remove(&self, name: &[u8]) {
         self.memory.remove(name);
         if let Some(redis) = self.redis.as_ref().filter(|_| is_in_runtime())
             && let Err(trouble) = redis.remove(name).await

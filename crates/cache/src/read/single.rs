@@ -99,9 +99,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.answer(&found, None)
     }
 
-    /// Loads the value of `key` whatever is held, stores it and answers with it. Nobody is told:
-    /// others that hold the value keep theirs. What has *changed* is better
-    /// [written](crate::Cache::write) or [expired](Self::expire).
+    /// Loads the value of `key` whatever is held, stores it and answers with it. Who began to load
+    /// it before stores nothing over it; a value that cannot be kept (too long, of no life) removes
+    /// the older one. Nobody is told: others that hold the value keep theirs. What has *changed* is
+    /// better [written](crate::Cache::write) or [expired](Self::expire).
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -162,10 +163,10 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     }
 
     /// The value belongs to this tag, beside those of the view: invalidating the tag invalidates
-    /// it, for every reader. A value carries the tags that were named by the read that loaded it,
-    /// and keeps them when it is refreshed behind a reader; a read that names a tag takes no value
-    /// that does not carry it. Tags that follow from the key are better said once, by
-    /// [`View::tags_by`].
+    /// it, for every reader. A value carries the tags that were named by the read that loaded it; a
+    /// read that names a tag takes no value that does not carry it. What takes the place of a value
+    /// carries its tags too, whoever loads it, but at most 16 that its own reader does not name.
+    /// Tags that follow from the key are better said once, by [`View::tags_by`].
     pub fn tag<T: AsRef<[u8]> + ?Sized>(mut self, tag: &'a T) -> Self {
         self.tags.push(bounded(tag.as_ref()));
         self
@@ -280,7 +281,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
             Boarded::Answered(loaded, now) => {
                 let answer = view.answer_at(now, &loaded, None);
                 // Whoever looks brings the view's own type.
-                let none = || conclude(view, Err(CacheError::Closed), self.default);
+                let none = || conclude(view, Err(CacheError::Abandoned), self.default);
                 return answer.map_or_else(none, Ok);
             }
         };
@@ -307,8 +308,13 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
             false => view.held(&self.key, name, &self.tags),
         };
         let entry = held.as_ref().map(|held| held.loaded.entry.clone());
+        let mut tags = self.all_tags(name);
+        // A glance that named no tag has seen all that there is.
+        if entry.is_none() && !(nothing_held && self.tags.is_empty()) {
+            load::take_over_tags(&mut tags, view.there(name).as_deref());
+        }
         // In a box: what a hit in Redis holds while it waits is small then.
-        let mut job = Box::new(Job::new(view, ttl, self.all_tags(name), entry.clone()));
+        let mut job = Box::new(Job::new(view, ttl, tags, entry.clone()));
         if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
             && let Some(answer) = view.hit(&entry, entry.age(now))
         {
@@ -350,7 +356,11 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let held = view
             .held(&self.key, &name, &self.tags)
             .map(|held| held.loaded.entry);
-        let mut job = Job::new(view, view.ttl(), self.all_tags(&name), held);
+        let mut tags = self.all_tags(&name);
+        if held.is_none() {
+            load::take_over_tags(&mut tags, view.there(&name).as_deref());
+        }
+        let mut job = Job::new(view, view.ttl(), tags, held);
         (job.held, job.anew) = (None, true);
         if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
             return conclude(view, Err(error), self.default);

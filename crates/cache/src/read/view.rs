@@ -340,6 +340,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             value: TypeId::of::<V>(),
             version: self.made.version,
             class: self.made.class.number,
+            limit: self.ttl().hard_limit,
         }
     }
 
@@ -421,6 +422,16 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let source = Source::Memory;
         let loaded = Loaded { entry, source };
         readable.then_some(Fallback { loaded, then })
+    }
+
+    /// Returns what memory holds of this key, whether or not this view or this read can take it:
+    /// whatever takes its place carries its tags, or invalidating one of them would leave that
+    /// fresh.
+    pub(crate) fn there(&self, name: &[u8]) -> Option<Arc<Entry>> {
+        let cache = self.core();
+        let inherits = !cache.sabotage.tags_stripped;
+        let there = || cache.memory.get::<&[u8]>(name, &[], &cache.generations);
+        inherits.then(there).flatten()
     }
 
     pub(crate) fn is_fresh(&self, entry: &Entry, ttl: &Ttl, now: Monotonic) -> bool {

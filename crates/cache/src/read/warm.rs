@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::database::{Asking, Permission};
+use super::load::add_tags;
 use super::view::View;
 use crate::clock::{clock, is_in_runtime};
 use crate::error::{CacheError, LoadError};
@@ -35,7 +36,8 @@ pub struct Warmed {
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
-    /// an invalidation overtook meanwhile is left out. Call it at the start, or from time to time.
+    /// an invalidation overtook meanwhile is left out. What takes the place of a value in memory
+    /// carries its tags too. Call it at the start, or from time to time.
     ///
     /// ```no_run
     /// # use steadfast_cache::View;
@@ -100,7 +102,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 cache.stats.not_stored.add(1);
                 continue;
             }
-            let tags = self.tags_of(&key, &name);
+            let mut tags = self.tags_of(&key, &name);
+            if let Some(there) = self.there(&name) {
+                add_tags(&mut tags, there.tag_names().iter().map(Vec::as_slice));
+            }
             let snapshot = cache.generations.narrow(&whole, &name, &tags);
             let life = self.life(&ttl, Some(&value));
             if life.keep.is_zero() {

@@ -101,6 +101,16 @@ impl Generations {
         self.keys[self.index(key)].fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Takes from all that were begun before the right to be kept, but not from the one whose
+    /// snapshot this is, unless it was invalidated itself. Returns its snapshot from now on.
+    pub(crate) fn overtake(&self, key: &[u8], mut snapshot: Snapshot) -> Snapshot {
+        let before = self.keys[self.index(key)].fetch_add(1, Ordering::SeqCst);
+        if before == snapshot.key.seen {
+            snapshot.key.seen = before.wrapping_add(1);
+        }
+        snapshot
+    }
+
     pub(crate) fn bump_tag(&self, tag: &[u8]) {
         self.tags[self.index(tag)].fetch_add(1, Ordering::SeqCst);
     }
@@ -248,6 +258,21 @@ mod tests {
         let both = bare.with(&found);
         generations.bump_tag(b"found");
         assert!(generations.is_current(&bare) && !generations.is_current(&both));
+    }
+
+    #[test]
+    fn k6_who_overtakes_outdates_what_began_before_and_is_outdated_by_an_invalidation() {
+        let generations = Generations::new();
+        let take = || generations.snapshot(b"key", &["tag"]);
+        let (older, newer) = (take(), take());
+        let newer = generations.overtake(b"key", newer);
+        assert!(generations.is_current(&newer) && !generations.is_current(&older));
+        generations.bump_key(b"key");
+        assert!(!generations.is_current(&newer));
+        let invalidated = take();
+        generations.bump_key(b"key");
+        let invalidated = generations.overtake(b"key", invalidated);
+        assert!(!generations.is_current(&invalidated));
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Memory {
         })
     }
 
-    /// Stores, if nothing was invalidated since the snapshot. Says whether it did.
+    /// Stores, if there is room and nothing was invalidated since the snapshot. Says whether it did.
     pub(crate) fn insert(
         &self,
         entry: &Arc<Entry>,
@@ -87,14 +87,15 @@ impl Memory {
             return false;
         }
         let (shard, hash) = self.shard(&entry.key);
-        drop(shard.insert(hash, entry));
+        let (is_held, removed) = shard.insert(hash, entry);
+        drop(removed);
         let current = generations.is_current(snapshot);
         if current {
             entry.published.store(true, Ordering::SeqCst);
         } else {
             drop(shard.remove_if(hash, &entry.key, |there| Arc::ptr_eq(there, entry)));
         }
-        current
+        is_held && current
     }
 
     pub(crate) fn remove(&self, key: &[u8]) {

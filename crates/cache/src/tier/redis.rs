@@ -26,7 +26,7 @@ pub(crate) use allowance::RedisAllowance;
 pub(crate) use answer::{RedisFailure, SeenValue};
 pub(crate) use apply::apply_limit;
 pub(crate) use fill::{Fill, Lease, WarmWindow};
-pub(crate) use look::{Lookup, RedisValue, Wanted};
+pub(crate) use look::{Lookup, RedisValue, Unfit, Wanted};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -1,11 +1,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use steadfast_cache::{Answer, Cache, CacheError, Repository, Source, SourceError, Target, Tx};
+use steadfast_cache::{
+    Answer, Cache, CacheError, Repository, Source, SourceError, StaleReason, Target, Ttl, Tx,
+};
+use tokio::time::Instant;
 
 use crate::site::{
-    Loader, Site, all_is_applied, eventually, execute, get, invalidate_everywhere, text,
+    Loader, Site, all_is_applied, eventually, execute, get, invalidate_everywhere, plain, sqlite,
+    text,
 };
 
 async fn tagged(cache: &Cache, key: &str, tags: &[&str], loader: &Loader) -> Answer<String> {
@@ -157,6 +162,130 @@ async fn k11_a_reader_who_names_a_tag_takes_no_value_without_it() {
     invalidate_everywhere(&second, &[Target::tag("red")]).await;
     let answer = get(&second, "a", "user", &loader).await.unwrap();
     assert_eq!(answer.source, Source::Database);
+}
+
+/// Each of them finds what the other has loaded, once it carries the tags of both.
+#[tokio::test]
+async fn k11_readers_who_name_different_tags_load_once_each_and_strip_nobodys() {
+    let site = Site::start().await;
+    let alone = plain(&site.database).build().await.unwrap();
+    for (redis, batch) in [(false, false), (false, true), (true, false), (true, true)] {
+        // With Redis each tag has a reader in a process of its own.
+        let caches = match redis {
+            true => [site.cache().await, site.cache().await],
+            false => [alone.clone(), alone.clone()],
+        };
+        let (key, loader) = (format!("{redis} {batch}"), Loader::default());
+        for n in 0..10 {
+            let (cache, tag) = [(&caches[0], "red"), (&caches[1], "blue")][n % 2];
+            let loader = loader.clone();
+            if batch {
+                let load = move |keys: Vec<String>| async move {
+                    let value = loader.counting().await?.unwrap();
+                    Ok(keys.into_iter().map(move |key| (key, value.clone())))
+                };
+                let view = text(cache, "user");
+                let answers = view.read_many(&[key.clone()]).tag(tag).get(load).await;
+                assert!(answers[0].is_ok());
+            } else {
+                tagged(cache, &key, &[tag], &loader).await;
+            }
+            cache.finish_loads(Duration::from_secs(60)).await;
+        }
+        assert!(loader.loads() <= 3, "{key}: {} loads", loader.loads());
+        for tag in ["red", "blue"] {
+            let before = loader.loads();
+            invalidate_everywhere(&caches[1], &[Target::tag(tag)]).await;
+            get(&caches[1], &key, "user", &loader).await.unwrap();
+            assert_eq!(loader.loads(), before + 1, "{key}: {tag} governs it");
+            tagged(&caches[1], &key, &["red", "blue"], &loader).await;
+            caches[1].finish_loads(Duration::from_secs(60)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn k11_what_was_invalidated_hands_its_tags_to_nobody() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let loader = Loader::default();
+    tagged(&cache, "a", &["red"], &loader).await;
+    cache.invalidate(&[Target::tag("red")]).await.unwrap();
+    tagged(&cache, "a", &["blue"], &loader).await;
+    cache.invalidate(&[Target::tag("red")]).await.unwrap();
+    let answer = get(&cache, "a", "user", &loader).await.unwrap();
+    assert_eq!(answer.source, Source::Memory);
+}
+
+#[tokio::test]
+async fn k11_warming_and_putting_keep_the_tags_of_what_they_replace() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let (view, loader) = (text(&cache, "user"), Loader::default());
+    // Also what another view has stored, of another version.
+    for version in [0, 1] {
+        for key in ["warmed", "put"] {
+            let (view, loader) = (view.clone().version(version), loader.clone());
+            let read = view.read(key).tag("red");
+            read.get(move || loader.counting()).await.unwrap();
+        }
+        let warm = || async { Ok([("warmed", "new".to_owned())]) };
+        assert_eq!(view.warm(warm).await.unwrap().memory, 1);
+        assert!(view.put("put", "new".to_owned()).await.memory);
+        cache.invalidate(&[Target::tag("red")]).await.unwrap();
+        for key in ["warmed", "put"] {
+            let answer = get(&cache, key, "user", &loader).await.unwrap();
+            assert_eq!(answer.source, Source::Database, "{key}, {version}");
+        }
+    }
+}
+
+/// One of its keys takes long to load: what memory had of the other has aged meanwhile.
+#[tokio::test]
+async fn k11_a_batch_judges_and_dates_what_it_held_when_it_answers() {
+    let (database, _folder) = sqlite().await;
+    let ttl = Ttl {
+        fresh: Duration::from_millis(300),
+        jitter: 0.0,
+        early_refresh: 0.0,
+        soft_limit: Duration::from_secs(10),
+        hard_limit: Duration::from_secs(30),
+        ..Ttl::default()
+    };
+    let strict = Ttl {
+        stale: Duration::ZERO,
+        ..ttl
+    };
+    let classes = plain(&database).class("short", ttl);
+    let cache = classes.class("short strict", strict).build().await.unwrap();
+    for (class, stale) in [("short", Some(StaleReason::Slow)), ("short strict", None)] {
+        let view = text(&cache, class).prefix(class);
+        let began = Instant::now();
+        assert!(view.put("held", "x".to_owned()).await.memory);
+        let load = |keys: Vec<&'static str>| async move {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            Ok(keys.into_iter().map(|key| (key, "slow".to_owned())))
+        };
+        let answers = view.get_many(&["held", "slow"], load).await;
+        let held = answers[0].as_ref().unwrap();
+        if held.source == Source::Memory {
+            assert!(held.age >= Duration::from_millis(600), "{held:?}");
+            assert!(held.age <= began.elapsed(), "{held:?}");
+            assert_eq!(held.stale, stale, "{class}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn k1_putting_and_warming_count_nothing_for_which_memory_has_no_room() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).memory_bytes(0).build().await.unwrap();
+    let view = text(&cache, "user");
+    assert!(!view.put("a", "x".to_owned()).await.memory);
+    let warm = || async { Ok([("b", "x".to_owned())]) };
+    let warmed = view.warm(warm).await.unwrap();
+    assert_eq!((warmed.loaded, warmed.memory), (1, 0));
+    assert_eq!(cache.status().memory_entries, 0);
 }
 
 /// Keeps nothing.

@@ -99,6 +99,25 @@ async fn k12_a_value_that_cannot_be_put_leaves_no_older_one_in_its_place() {
 }
 
 #[tokio::test]
+async fn k12_a_refresh_that_cannot_be_kept_leaves_no_older_one_in_its_place() {
+    let site = Site::start().await;
+    let cache = site.builder().await.value_max(100).build().await.unwrap();
+    let view = text(&cache, "user").lifetime_by(|value| match value.as_str() {
+        "ends" => Duration::ZERO,
+        _ => Duration::from_secs(60),
+    });
+    for value in ["x".repeat(101), "ends".to_owned()] {
+        let old = view.put("a", "old".to_owned()).await;
+        assert!(old.memory && old.redis, "{old:?}");
+        let new = value.clone();
+        let refreshed = view.refresh("a", || async { Ok(Some(new)) }).await;
+        assert_eq!(refreshed.unwrap().value, Some(value));
+        let held = text(&site.cache().await, "user").peek("a").await;
+        assert!(held.is_none() && view.peek("a").await.is_none(), "{held:?}");
+    }
+}
+
+#[tokio::test]
 async fn k12_a_corrupt_foreign_or_future_value_is_a_counted_miss() {
     let site = Site::start().await;
     let first = site.cache().await;

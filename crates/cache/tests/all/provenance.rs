@@ -223,6 +223,36 @@ async fn a_panicking_loader_is_an_error_and_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_lifetime_that_panics_is_as_a_load_that_does_and_is_not_tried_for_ever() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let view = text(&cache, "user").lifetime_by(|_| -> Duration { panic!("oh no") });
+    let loader = Loader::default();
+    let load = || {
+        let loader = loader.clone();
+        move || loader.counting()
+    };
+    match view.get("a", load()).await {
+        Err(CacheError::LoadPanicked { message }) => assert_eq!(message, "oh no"),
+        other => panic!("{other:?}"),
+    }
+    let of_batch = loader.clone();
+    let load_many = move |keys: Vec<&'static str>| async move {
+        let value = of_batch.counting().await?.unwrap();
+        Ok(keys.into_iter().map(move |key| (key, value.clone())))
+    };
+    for answer in view.get_many(&["b", "c"], load_many).await {
+        assert!(matches!(answer, Err(CacheError::LoadPanicked { .. })));
+    }
+    let mut refused = false;
+    for _ in 0..100 {
+        let error = view.get("a", load()).await.unwrap_err();
+        refused |= matches!(error, CacheError::Unavailable { .. });
+    }
+    assert!(refused, "{} loads", loader.loads());
+}
+
+#[tokio::test]
 async fn an_unknown_class_is_named() {
     let (database, _folder) = sqlite().await;
     let cache = plain(&database).build().await.unwrap();

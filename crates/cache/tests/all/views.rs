@@ -309,6 +309,26 @@ async fn k10_no_writer_waits_while_a_value_is_copied_out_of_memory() {
     assert_eq!((hit.value.unwrap().0, hit.source), (2, Source::Memory));
 }
 
+/// `users.get("session:7")` would answer with a session.
+#[tokio::test]
+async fn k1_a_class_whose_keys_could_be_those_of_another_is_refused_by_name() {
+    let (database, _folder) = sqlite().await;
+    let named = |class: &'static str| plain(&database).class(class, Ttl::default());
+    let within = BuildError::ClassWithinClass {
+        class: "user:session".to_owned(),
+        within: "user".to_owned(),
+    };
+    assert_eq!(named("user:session").build().await.unwrap_err(), within);
+    let cache = named("user-session").build().await.unwrap();
+    let added = |class: &str| cache.change_classes([(class.into(), Ttl::default())]);
+    assert_eq!(added("user:session").unwrap_err(), within);
+    assert!(added("users:session").is_ok());
+    assert!(matches!(
+        added("users").unwrap_err(),
+        BuildError::ClassWithinClass { class, .. } if class == "users:session"
+    ));
+}
+
 #[tokio::test]
 async fn k11_tags_of_a_class_that_there_is_not_are_refused_by_name() {
     let (database, _folder) = sqlite().await;
@@ -486,6 +506,57 @@ async fn k6_who_loads_while_a_value_is_put_stores_nothing_over_it() {
         for (cache, source) in [(&first, Source::Memory), (&third, Source::Redis)] {
             let held = text(cache, "user").peek(key).await.unwrap();
             assert_eq!((held.value.as_deref(), held.source), (Some("new"), source));
+        }
+    }
+}
+
+#[tokio::test]
+async fn k6_who_loads_while_a_value_is_refreshed_stores_nothing_over_it() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let alone = plain(&site.database).build().await.unwrap();
+    // Without Redis; here and elsewhere: the one that loads is the one that refreshes, or another,
+    // whose lease is taken from it.
+    for (key, refreshes, other) in [
+        ("alone", &alone, &alone),
+        ("own", &first, &first),
+        ("other", &first, &second),
+    ] {
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+        let loading = tokio::spawn({
+            let view = text(other, "user");
+            async move {
+                let load = move || async move {
+                    begin.send(()).unwrap();
+                    gone.await.unwrap();
+                    Ok(Some("old".to_owned()))
+                };
+                view.get(key, load).await.unwrap()
+            }
+        });
+        begun.await.unwrap();
+        let view = text(refreshes, "user");
+        let load = || async { Ok(Some("new".to_owned())) };
+        let fresh = view.refresh(key, load).await.unwrap();
+        assert_eq!(fresh.value.as_deref(), Some("new"));
+        go.send(()).unwrap();
+        assert_eq!(loading.await.unwrap().value.as_deref(), Some("old"));
+        for cache in [refreshes, other] {
+            eventually("all loads have ended", || async {
+                cache.finish_loads(Duration::from_secs(60)).await == 0
+            })
+            .await;
+        }
+        let held = view.peek(key).await.unwrap();
+        assert_eq!(
+            (held.value.as_deref(), held.source),
+            (Some("new"), Source::Memory),
+            "{key}"
+        );
+        if key != "alone" {
+            let held = text(&site.cache().await, "user").peek(key).await.unwrap();
+            assert_eq!(held.value.as_deref(), Some("new"), "{key}");
         }
     }
 }

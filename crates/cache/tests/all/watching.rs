@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
-use steadfast_cache::{Cache, Database, DatabaseOptions, Pool, Source, Target, Ttl, Tx};
+use steadfast_cache::{
+    Cache, CacheError, Database, DatabaseOptions, Pool, Source, Target, Ttl, Tx,
+};
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -674,6 +676,67 @@ fn k14_a_cache_whose_runtime_has_ended_goes_on_in_that_of_its_next_caller() {
     drop(cache);
     drop(second);
     drop(site);
+}
+
+/// Nobody can tell whether it will be driven again; past the hard limit of its class it is done
+/// without.
+#[test]
+fn k9_a_load_in_a_runtime_that_nobody_drives_is_not_waited_for_for_ever() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let alive = builder.worker_threads(1).enable_all().build().unwrap();
+    let brisk = Ttl {
+        hard_limit: Duration::from_secs(1),
+        ..Ttl::default()
+    };
+    let (cache, _folder) = alive.block_on(async {
+        let (database, folder) = sqlite().await;
+        let cache = plain(&database).class("brisk", brisk).build().await;
+        (cache.unwrap(), folder)
+    });
+    let parked = runtime();
+    parked.block_on(async {
+        let load = || std::future::pending();
+        let view = text(&cache, "brisk");
+        let read = tokio::time::timeout(Duration::from_millis(10), view.get("a", load));
+        assert!(read.await.is_err());
+    });
+    let load = || async { Ok(Some("new".to_owned())) };
+    let read = || alive.block_on(text(&cache, "brisk").get("a", load));
+    let _joined = read();
+    assert_eq!(read().unwrap().value.as_deref(), Some("new"));
+    drop(parked);
+    assert_eq!(read().unwrap().value.as_deref(), Some("new"));
+}
+
+#[test]
+fn k14_who_waits_for_a_load_whose_runtime_ends_is_told_so_and_can_ask_again() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let alive = builder.worker_threads(1).enable_all().build().unwrap();
+    let (cache, _folder) = alive.block_on(async {
+        let (database, folder) = sqlite().await;
+        (plain(&database).build().await.unwrap(), folder)
+    });
+    let other = runtime();
+    other.block_on(async {
+        let load = || std::future::pending();
+        let view = text(&cache, "user");
+        let read = tokio::time::timeout(Duration::from_millis(50), view.get("a", load));
+        assert!(read.await.is_err());
+    });
+    let mut joined = Box::pin(async {
+        let load = || async { Ok(Some("new".to_owned())) };
+        text(&cache, "user").get("a", load).await
+    });
+    alive.block_on(async {
+        let waits = tokio::time::timeout(Duration::from_millis(50), &mut joined);
+        assert!(waits.await.is_err());
+    });
+    drop(other);
+    let error = alive.block_on(joined).unwrap_err();
+    assert!(matches!(error, CacheError::Abandoned), "{error}");
+    assert!(error.to_string().contains("the runtime in which it ran"));
+    let read = alive.block_on(get(&cache, "a", "user", &Loader::default()));
+    assert_eq!(read.unwrap().source, Source::Database);
 }
 
 /// Whoever comes from another executor is told what to do, and what is known of it, and no more.

@@ -167,7 +167,7 @@ impl Query {
             )
             .retry_after(Some(SOON)),
             CacheError::Load(cause) => self.not_loaded(cause),
-            CacheError::Closed => unavailable(None),
+            CacheError::Abandoned => unavailable(None),
             CacheError::LoadPanicked { message } => {
                 // Rare and worth each line: it is a fault of the service.
                 tracing::error!(query, message, "a query panicked");

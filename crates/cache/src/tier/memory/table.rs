@@ -117,8 +117,9 @@ impl Shard {
     }
 
     /// Puts an entry into the place of what has the same key, or into one of its own, for which
-    /// others may have to go. One that is heavier than the whole shard finds none.
-    pub(super) fn insert(&self, hash: u64, entry: &Arc<Entry>) -> Removed {
+    /// others may have to go. One that is heavier than the whole shard finds none. Says whether it
+    /// is there now.
+    pub(super) fn insert(&self, hash: u64, entry: &Arc<Entry>) -> (bool, Removed) {
         let mut removed = Removed::new();
         let mut queues = self.writers.0.lock();
         let table = self.table();
@@ -132,7 +133,7 @@ impl Shard {
             drop(found);
             if is_too_heavy {
                 removed.extend(self.take_out(table, &mut queues, at));
-                return removed;
+                return (false, removed);
             }
             let node = table.node(at);
             queues.unlink(node);
@@ -142,12 +143,12 @@ impl Shard {
         } else if !is_too_heavy {
             self.make_room(&mut queues, entry.weight, &mut removed);
             let Some(table) = self.table_with_room(&mut queues, &mut removed) else {
-                return removed;
+                return (false, removed);
             };
             let node = queues.enter(hash, entry.weight);
             table.put(&mut queues, node, Arc::clone(entry));
         }
-        removed
+        (!is_too_heavy, removed)
     }
 
     /// Takes out the entry of this key, if it is the one that is meant.

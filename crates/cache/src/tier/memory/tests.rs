@@ -179,9 +179,12 @@ fn k10_a_value_for_which_there_is_no_room_leaves_none_of_its_key() {
     let (memory, generations) = (Memory::new(5000, 1000), Generations::new());
     let (small, snapshot) = entry(&generations, b"k", 1);
     memory.insert(&small, &snapshot, &generations);
-    let large = make(b"k", 2, &snapshot, 6000);
-    memory.insert(&large, &snapshot, &generations);
-    assert!(memory.get(b"k", NONE, &generations).is_none());
+    for there in [true, false] {
+        let large = make(b"k", 2, &snapshot, 6000);
+        let held = memory.insert(&large, &snapshot, &generations);
+        assert!(!held, "in the place of another: {there}");
+        assert!(memory.get(b"k", NONE, &generations).is_none());
+    }
     assert_eq!((memory.entries(), memory.bytes()), (0, 0));
 }
 

@@ -60,13 +60,15 @@ impl Fill<'_> {
 
 impl RedisTier {
     /// Asks for the right to fill a key; `None` if another holds it, or has filled it since it was
-    /// seen. `life` bounds how long a holder that died stands in the way.
+    /// seen. `life` bounds how long a holder that died stands in the way. Who loads `anew` takes
+    /// the right from its holder.
     pub(crate) async fn take_lease(
         self: &Arc<Self>,
         key: &[u8],
         tags: &[Vec<u8>],
         seen: &SeenValue,
         life: Duration,
+        anew: bool,
         allowance: &mut RedisAllowance,
     ) -> RedisResult<Option<Lease>> {
         let epoch_view = &seen.epoch_view;
@@ -91,7 +93,8 @@ impl RedisTier {
             .arg(&lease.token)
             .arg(millis(life))
             .arg(self.tag_life())
-            .arg(seen.head.as_slice());
+            .arg(seen.head.as_slice())
+            .arg(i32::from(anew));
         for _ in tags {
             ask.arg(self.token().as_slice());
         }

@@ -56,7 +56,21 @@ type Tag = (Vec<u8>, Token);
 pub(crate) enum Lookup {
     Hit(RedisValue),
     /// Nothing that may be served.
-    Miss(SeenValue),
+    Miss(Unfit),
+}
+
+/// A value in Redis that does not answer the read, or none: what is known of it.
+pub(crate) struct Unfit {
+    pub(crate) seen: SeenValue,
+    /// The tags that what takes its place has to carry.
+    pub(crate) tags: Vec<Vec<u8>>,
+}
+
+impl From<SeenValue> for Unfit {
+    fn from(seen: SeenValue) -> Self {
+        let tags = Vec::new();
+        Self { seen, tags }
+    }
 }
 
 /// A value as it lay in Redis, not yet decoded.
@@ -108,7 +122,7 @@ impl RedisTier {
             Ok((value, unnamed)) => {
                 Box::pin(self.look_at_tags(value, unnamed, allowance, carries)).await
             }
-            Err(seen) => Ok(Lookup::Miss(seen)),
+            Err(unfit) => Ok(Lookup::Miss(unfit)),
         }
     }
 
@@ -119,13 +133,11 @@ impl RedisTier {
         wanted: &Wanted<'_>,
         epoch_view: EpochView,
         found: Found,
-    ) -> Result<(RedisValue, Vec<Tag>), SeenValue> {
+    ) -> Result<(RedisValue, Vec<Tag>), Unfit> {
         let vanished = matches!(found.told, Told::Left(VANISHED));
         let Some(mut bytes) = found.value.filter(|_| !vanished) else {
-            return Err(SeenValue {
-                epoch_view,
-                head: SmallVec::new(),
-            });
+            let head = SmallVec::new();
+            return Err(SeenValue { epoch_view, head }.into());
         };
         self.together.note_size(wanted.class, bytes.len());
         let seen = SeenValue {
@@ -137,11 +149,12 @@ impl RedisTier {
             Err(damage) => {
                 tracing::warn!(%damage, "a value in Redis is treated as missing");
                 self.stats.damaged.add(1);
-                return Err(seen);
+                return Err(seen.into());
             }
         };
-        let Some(unnamed) = unnamed(&envelope, wanted.tags, &found.tokens) else {
-            return Err(seen);
+        let unnamed = match unnamed(&envelope, wanted.tags, &found.tokens) {
+            Ok(unnamed) => unnamed,
+            Err(tags) => return Err(Unfit { seen, tags }),
         };
         let Envelope {
             life,
@@ -190,7 +203,12 @@ impl RedisTier {
                 .await?;
         Ok(match hold {
             true => Lookup::Hit(value),
-            false => Lookup::Miss(value.seen),
+            // The flight is governed by them from now on, so what it brings has to carry them in
+            // Redis too.
+            false => Lookup::Miss(Unfit {
+                seen: value.seen,
+                tags: unnamed.into_iter().map(|(name, _)| name).collect(),
+            }),
         })
     }
 
@@ -308,27 +326,30 @@ impl RedisTier {
     }
 }
 
-/// The tags of a value that were not named, with their tokens; `None` if it lacks a tag that was
-/// named, or has an earlier token of it.
+/// The tags of a value that were not named, with their tokens. An error if the value is none for
+/// this reader: it lacks a tag that was named, and what takes its place carries those that it has;
+/// or one was invalidated, and nothing is left of it.
 fn unnamed(
     envelope: &Envelope<'_>,
     named: &[Vec<u8>],
     tokens: &[Option<Vec<u8>>],
-) -> Option<Vec<Tag>> {
-    let token_of = |name: &[u8]| envelope.tags.iter().find(|(tag, _)| **tag == *name);
-    let named_hold = named.len() == tokens.len()
-        && named.iter().zip(tokens).all(|(name, now)| {
-            token_of(name).is_some_and(|(_, token)| now.as_deref() == Some(token))
-        });
-    let is_unnamed = |tag: &[u8]| !named.iter().any(|name| name == tag);
-    named_hold.then(|| {
-        envelope
-            .tags
-            .iter()
-            .filter(|(tag, _)| is_unnamed(tag))
-            .map(|(tag, token)| (tag.to_vec(), *token))
-            .collect()
-    })
+) -> Result<Vec<Tag>, Vec<Vec<u8>>> {
+    let mut lacks = false;
+    for (name, now) in named.iter().zip(tokens) {
+        match envelope.tags.iter().find(|(tag, _)| **tag == **name) {
+            Some((_, token)) if now.as_deref() == Some(token) => {}
+            Some(_) => return Err(Vec::new()),
+            None => lacks = true,
+        }
+    }
+    let tags = envelope.tags.iter();
+    if lacks {
+        return Err(tags.map(|(tag, _)| tag.to_vec()).collect());
+    }
+    Ok(tags
+        .filter(|(tag, _)| !named.iter().any(|name| **name == **tag))
+        .map(|(tag, token)| (tag.to_vec(), *token))
+        .collect())
 }
 
 /// The answers to PTTL and MGET.

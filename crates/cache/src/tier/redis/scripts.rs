@@ -80,16 +80,17 @@ pub(super) const BEAT: &str =
 /// second.
 pub(super) const BEAT_SHA: &str = "acfd9a7bfca162bcaa6b1bc9489838b0247663b1";
 
-/// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, a
-/// new token per tag.
+/// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, 1 if
+/// the lease is taken from whoever holds it, a new token per tag.
 pub(super) const TAKE_LEASE: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'epoch'} end \
 local head = redis.pcall('GETRANGE', KEYS[3], 0, 5) \
 if type(head) == 'string' and head ~= ARGV[5] then return {'held'} end \
-if not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then return {'held'} end \
+if ARGV[6] == '1' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) \
+elseif not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then return {'held'} end \
 local out = {'taken'} \
 for i = 4, #KEYS do \
-  redis.call('SET', KEYS[i], ARGV[i + 2], 'NX') \
+  redis.call('SET', KEYS[i], ARGV[i + 3], 'NX') \
   redis.call('PEXPIRE', KEYS[i], ARGV[4]) \
   out[#out + 1] = redis.call('GET', KEYS[i]) \
 end \
