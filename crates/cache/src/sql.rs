@@ -509,8 +509,10 @@ mod tests {
             }),
         ];
         let connect = |set: Set, to| {
-            let mut options = DatabaseOptions::default();
-            options.read_only_connections = Some(1);
+            let mut options = DatabaseOptions {
+                read_only_connections: Some(1),
+                ..DatabaseOptions::default()
+            };
             set(&mut options, to);
             Database::connect("sqlite::memory:", options)
         };

@@ -266,11 +266,11 @@ mod tests {
         let ended = SourceError::Ended;
         assert_eq!(of(io::Error::other(ended).into()), Blame::Database);
         assert_eq!(of(sqlx::Error::RowNotFound.into()), Blame::Question);
-        // A slow query, and a pool that others have filled, are no reason to refuse other classes.
+        // A slow query is no reason to refuse other classes.
         let limit = Duration::from_secs(5);
         let slow = || SourceError::Timeout { limit };
         assert_eq!(of(slow().into()), Blame::Other);
-        assert_eq!(of(sqlx::Error::PoolTimedOut.into()), Blame::Other);
+        assert_eq!(of(sqlx::Error::PoolTimedOut.into()), Blame::Database);
         assert_eq!(of(io::Error::other(slow()).into()), Blame::Other);
         // Of other drivers, at any depth.
         let refused = || io(io::ErrorKind::ConnectionRefused);

@@ -140,7 +140,7 @@ pub(crate) enum Failure {
     Lasting,
     /// It is out of reach, or passes through trouble.
     OutOfReach,
-    /// The time, or the pool, did not suffice: another question may well be answered.
+    /// The time did not suffice: another question may well be answered.
     OutOfTime,
 }
 
@@ -162,10 +162,11 @@ impl Failure {
                 Some(code) if is_passing_code(&code) => Self::OutOfReach,
                 _ => Self::Lasting,
             },
-            sqlx::Error::PoolTimedOut => Self::OutOfTime,
-            sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => {
-                Self::OutOfReach
-            }
+            // A pool that is full says the same as one whose database refuses every connection.
+            sqlx::Error::PoolTimedOut
+            | sqlx::Error::Io(_)
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Tls(_) => Self::OutOfReach,
             _ => Self::Lasting,
         }
     }

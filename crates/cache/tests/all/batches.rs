@@ -185,7 +185,11 @@ async fn k11_readers_who_name_different_tags_load_once_each_and_strip_nobodys() 
                     Ok(keys.into_iter().map(move |key| (key, value.clone())))
                 };
                 let view = text(cache, "user");
-                let answers = view.read_many(&[key.clone()]).tag(tag).get(load).await;
+                let answers = view
+                    .read_many(std::slice::from_ref(&key))
+                    .tag(tag)
+                    .get(load)
+                    .await;
                 assert!(answers[0].is_ok());
             } else {
                 tagged(cache, &key, &[tag], &loader).await;

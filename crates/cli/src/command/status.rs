@@ -129,10 +129,9 @@ async fn ask(service: &str, token: Option<&str>, ca: Option<&Path>) -> Result<Va
     if answer["phase"].is_string() && answer["status"].is_string() {
         return Ok(answer);
     }
-    let why = match answer["detail"].as_str() {
-        Some(detail) => detail,
-        None => "what came is not the health of a steadfast service",
-    };
+    let why = answer["detail"]
+        .as_str()
+        .unwrap_or("what came is not the health of a steadfast service");
     Err(Failure::new(
         Status::Unavailable,
         format_args!("{url} answered {status}: {why}"),

@@ -77,14 +77,14 @@ async fn k16_a_last_reader_that_finds_another_epoch_leaves_no_doubt_behind() {
     let redis = cache.inner.redis.clone().unwrap();
     let (mut allowance, carries) = (redis.allowance(), |_: &[&[u8]]| true);
     let looked = redis.look(&wanted(), &mut allowance, &carries).await;
-    let Ok(Lookup::Miss(seen)) = looked else {
+    let Ok(Lookup::Miss(missed)) = looked else {
         panic!("nothing is there");
     };
     let another = redis.new_epoch();
     let begin = ["SET", "test:epoch", &another];
     server.command(&begin).await.unwrap();
     let life = Duration::from_secs(10);
-    let lease = redis.take_lease(b"a", &[], &seen, life, &mut allowance);
+    let lease = redis.take_lease(b"a", &[], &missed.seen, life, false, &mut allowance);
     assert!(lease.await.is_err(), "it is of the epoch that was");
     until("the new one is believed in", || {
         redis
