@@ -140,8 +140,9 @@ pub struct UnknownClass {
 ///
 /// A loader that could not reach what it asked is told by its error: an `io::Error` of a
 /// connection, or an error of sqlx, at whatever depth of the [`source`](Error::source)s. Where that
-/// does not show, say it by [`LoadError::unavailable`]. A database that is out of reach is spared by
-/// all classes; one that takes too long, or has no connection free, by the class whose loads fail.
+/// does not show, say it by [`LoadError::unavailable`]. A database that is out of reach, or gives
+/// out no connection, is spared by all classes; one that takes too long by the class whose loads
+/// fail.
 #[derive(Debug)]
 pub struct LoadError {
     error: Box<dyn Error + Send + Sync>,

@@ -276,8 +276,8 @@ fn refuse(setting: &'static str, why: &str) -> Result<(), ConfigError> {
     })
 }
 
-/// Returns another seed each time. Jitter must differ from process to process, or a fleet reconnects
-/// in step.
+/// Returns another seed each time. Jitter must differ from process to process, or a fleet
+/// reconnects in step.
 pub(crate) fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new()

@@ -76,8 +76,8 @@ impl Loading {
         LOADING.scope(loading, load).await
     }
 
-    /// Runs a load that no flight waits for, and that goes by that slot. Within another it is a part
-    /// of that one, by whose right all that it reads is loaded.
+    /// Runs a load that no flight waits for, and that goes by that slot. Within another it is a
+    /// part of that one, by whose right all that it reads is loaded.
     pub(crate) async fn apart<T>(
         nesting: (&Arc<Flights>, usize),
         slot: Option<Arc<LoadSlot>>,

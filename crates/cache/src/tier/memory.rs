@@ -76,7 +76,8 @@ impl Memory {
         })
     }
 
-    /// Stores, if there is room and nothing was invalidated since the snapshot. Says whether it did.
+    /// Stores, if there is room and nothing was invalidated since the snapshot. Returns whether it
+    /// did.
     pub(crate) fn insert(
         &self,
         entry: &Arc<Entry>,

@@ -163,16 +163,16 @@ impl ClientBuilder {
     }
 
     /// Connections for commands that block, opened when needed; one more such call at a time fails
-    /// as overloaded. Default: 4; at most 65 536. Where no element may be lost with a call that is cancelled,
-    /// BLMOVE serves and BLPOP does not: see [`Client::send`].
+    /// as overloaded. Default: 4; at most 65 536. Where no element may be lost with a call that is
+    /// cancelled, BLMOVE serves and BLPOP does not: see [`Client::send`].
     pub fn blocking_connections(mut self, connections: usize) -> Self {
         self.settings.blocking_connections = connections;
         self
     }
 
-    /// Sets the age (up to a tenth less, at random) at which a connection is replaced, at least 100
-    /// ms. Default: never. For load balancers that cut old connections, and for names that move to another
-    /// server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session,
+    /// Sets the age (up to a tenth less, at random) at which a connection is replaced, at least
+    /// 100 ms. Default: never. For load balancers that cut old connections, and for names that move
+    /// to another server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session,
     /// which nothing can replace, ends.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = Some(age);

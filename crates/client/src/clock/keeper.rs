@@ -93,8 +93,8 @@ impl Drop for SleeperGuard {
     }
 }
 
-/// Starts the thread if it does not run, and gives the lock back. Only then it tells that it cannot:
-/// whoever listens may come here again.
+/// Starts the thread if it does not run, and gives the lock back. Only then it tells that it
+/// cannot: whoever listens may come here again.
 fn ensure_running(mut kept: MutexGuard<'_, Watchlist>) {
     if kept.running {
         return;

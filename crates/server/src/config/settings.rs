@@ -85,8 +85,8 @@ pub struct DrillConfig {
     /// Whether drills may be started over HTTP; default no. Drills break only servers that they
     /// started themselves.
     pub enabled: bool,
-    /// Folder for the reports; default none: a report is kept in memory, until newer drills take its
-    /// place or the service ends.
+    /// Folder for the reports; default none: a report is kept in memory, until newer drills take
+    /// its place or the service ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reports: Option<PathBuf>,
 }

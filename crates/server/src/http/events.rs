@@ -31,8 +31,8 @@ pub(crate) struct Resume {
     last_event_id: Option<String>,
 }
 
-/// `GET /v1/events`: everything since `Last-Event-ID` (or `?last_event_id=`), then what happens, for
-/// as long as the caller's token is good.
+/// `GET /v1/events`: everything since `Last-Event-ID` (or `?last_event_id=`), then what happens,
+/// for as long as the caller's token is good.
 pub(crate) async fn events(
     State(observations): State<Arc<Observations>>,
     State(life): State<Arc<Life>>,

@@ -77,8 +77,8 @@ impl HostRule {
     }
 
     /// On loopback: its names and addresses, and those configured. Elsewhere the address that it
-    /// listens on and those configured, or any if none are, since callers there bring a token that no
-    /// foreign page has.
+    /// listens on and those configured, or any if none are, since callers there bring a token that
+    /// no foreign page has.
     fn allows(&self, host: &str) -> bool {
         let name = without_port(host);
         let address = literal(name);

@@ -85,6 +85,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "steadfast_redis_node_reconnects_total",
         "Lost connections to a node of the cluster that were replaced, by its address",
     ),
+    (
+        "steadfast_task_restarts_total",
+        "Tasks in the background that panicked and were started anew, by name",
+    ),
 ];
 
 /// Name, unit if it has one, and what is measured.

@@ -32,7 +32,7 @@ const ALL: [&str; 5] = ["sharing", "invalidation", "coherence", "limits", "fenci
 
 async fn service(url: &str, folder: &tempfile::TempDir) -> Service {
     let text = format!(
-        "{SAMPLE}\n[limits.rate.bucket]\nrequests = 1000000\n\
+        "{SAMPLE}\n[limits.rate.bucket]\nrequests = 10000\nper = '1h'\n\
          [limits.rate.window]\nrequests = 1000000\nalgorithm = 'sliding_window'\n"
     );
     let database = format!("sqlite://{}", folder.path().join("t.db").display());

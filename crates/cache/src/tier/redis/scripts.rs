@@ -80,8 +80,8 @@ pub(super) const BEAT: &str =
 /// second.
 pub(super) const BEAT_SHA: &str = "acfd9a7bfca162bcaa6b1bc9489838b0247663b1";
 
-/// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, 1 if
-/// the lease is taken from whoever holds it, a new token per tag.
+/// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, 1
+/// if the lease is taken from whoever holds it, a new token per tag.
 pub(super) const TAKE_LEASE: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'epoch'} end \
 local head = redis.pcall('GETRANGE', KEYS[3], 0, 5) \

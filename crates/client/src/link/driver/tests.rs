@@ -97,7 +97,7 @@ impl Rig {
 
     /// Returns what has been sent to the server since this was last asked.
     async fn heard(&mut self) -> String {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(1024);
         let _ = self.server.read_buf(&mut bytes).now_or_never();
         String::from_utf8(bytes).expect("it is text")
     }
