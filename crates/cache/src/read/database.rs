@@ -172,8 +172,7 @@ enum Blame {
     /// The database is out of reach, or passes through trouble.
     Database,
     /// Something else is, of which nobody here knows what it is; or the questions of the class take
-    /// the database too long, or find its pool full. Loads of other classes need not ask it, and
-    /// may be quick.
+    /// the database too long. Loads of other classes need not ask it, and may be quick.
     Other,
 }
 

@@ -172,8 +172,8 @@ impl ClientBuilder {
 
     /// Sets the age (up to a tenth less, at random) at which a connection is replaced, at least
     /// 100 ms. Default: never. For load balancers that cut old connections, and for names that move
-    /// to another server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session,
-    /// which nothing can replace, ends.
+    /// to another server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`;
+    /// a session, which nothing can replace, ends.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = Some(age);
         self
