@@ -72,15 +72,13 @@ pub(crate) struct Background {
 impl Background {
     /// Starts each of the tasks.
     pub(crate) fn spawn(self, tasks: &mut JoinSet<()>) {
-        let each = || self.clone();
-        let [one, two, three, four, five, six, seven] = std::array::from_fn(|_| each());
-        keep(tasks, "beat", move || one.clone().beat());
-        keep(tasks, "relay", move || two.clone().relay());
-        keep(tasks, "watch", move || three.clone().watch());
-        keep(tasks, "watch_checks", move || four.clone().watch_checks());
-        keep(tasks, "watch_redis", move || five.clone().watch_redis());
-        keep(tasks, "watch_writes", move || six.clone().watch_writes());
-        keep(tasks, "sweep", move || seven.clone().sweep());
+        keep(tasks, "beat", &self, Self::beat);
+        keep(tasks, "relay", &self, Self::relay);
+        keep(tasks, "watch", &self, Self::watch);
+        keep(tasks, "watch_checks", &self, Self::watch_checks);
+        keep(tasks, "watch_redis", &self, Self::watch_redis);
+        keep(tasks, "watch_writes", &self, Self::watch_writes);
+        keep(tasks, "sweep", &self, Self::sweep);
     }
 
     /// Counts a second and tells it, for ever.

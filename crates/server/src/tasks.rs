@@ -31,15 +31,24 @@ pub(crate) fn begin_counters() {
     }
 }
 
-/// Starts a task, and starts it anew a second after each panic. One that ends otherwise has nothing
-/// more to do.
-pub(crate) fn keep<T, F>(tasks: &mut JoinSet<()>, task: &'static str, mut start: T)
-where
-    T: FnMut() -> F + Send + 'static,
+/// Starts a task that works on this, and starts it anew a second after each panic. One that ends
+/// otherwise has nothing more to do.
+pub(crate) fn keep<S, F>(
+    tasks: &mut JoinSet<()>,
+    task: &'static str,
+    on: &S,
+    start: impl Fn(S) -> F + Send + 'static,
+) where
+    S: Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
+    let on = on.clone();
     tasks.spawn(async move {
-        while AssertUnwindSafe(start()).catch_unwind().await.is_err() {
+        loop {
+            let working = AssertUnwindSafe(start(on.clone()));
+            if working.catch_unwind().await.is_ok() {
+                return;
+            }
             tracing::error!(task, "a task of the service panicked, and is started anew");
             counter!(RESTARTS, "task" => task).increment(1);
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -49,17 +58,19 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[tokio::test]
     async fn s14_a_task_that_panics_is_started_anew_and_counted() {
         let metrics = crate::telemetry::metrics();
         let mut tasks = JoinSet::new();
-        let mut starts = 0;
-        keep(&mut tasks, "test", move || {
-            starts += 1;
-            let last = starts == 3;
-            async move { assert!(last, "one night") }
+        let starts = Arc::new(AtomicU32::new(0));
+        keep(&mut tasks, "test", &starts, |starts| async move {
+            let before = starts.fetch_add(1, Ordering::Relaxed);
+            assert!(before == 2, "one night");
         });
         tasks.join_next().await.unwrap().unwrap();
         let line = "steadfast_task_restarts_total{task=\"test\"} 2";

@@ -116,9 +116,9 @@ impl Parts {
 
     pub(super) fn spawn_tasks(&self) {
         let mut tasks = self.tasks.lock();
-        let vitals = Arc::clone(&self.observations.vitals);
-        keep(&mut tasks, "vitals", move || {
-            vitals::sample(Arc::clone(&vitals), Duration::from_secs(2))
+        let vitals = &self.observations.vitals;
+        keep(&mut tasks, "vitals", vitals, |vitals| {
+            vitals::sample(vitals, Duration::from_secs(2))
         });
         let pulse = Background {
             checks: Arc::clone(&self.checks),
@@ -128,13 +128,13 @@ impl Parts {
         };
         pulse.spawn(&mut tasks);
         if let Some(certificates) = self.checks.certificates.clone() {
-            let observations = Arc::clone(&self.observations);
-            keep(&mut tasks, "certificates", move || {
-                Arc::clone(&certificates).keep(Arc::clone(&observations))
+            let both = (certificates, Arc::clone(&self.observations));
+            keep(&mut tasks, "certificates", &both, |(certificates, told)| {
+                certificates.keep(told)
             });
         }
-        if let Some(auth) = self.admission.auth.clone() {
-            keep(&mut tasks, "keys", move || Arc::clone(&auth).keep());
+        if let Some(auth) = &self.admission.auth {
+            keep(&mut tasks, "keys", auth, Auth::keep);
         }
     }
 }

@@ -109,8 +109,8 @@ pub(crate) async fn events(
         .and_then(|value| value.to_str().ok());
     let position = drill.feed().subscribe(last);
     let right = LastingRight::new(admission.auth.as_ref(), caller.map(|found| found.0));
-    let state = (life, drill, position, (permit, right));
-    let frames = stream::unfold(state, |(life, drill, mut position, held)| async {
+    let state = (life, drill, position, permit, right);
+    let frames = stream::unfold(state, |(life, drill, mut position, permit, right)| async {
         let shutdown = life.shutdown();
         // Asked before the feed: what is told before the end is told to everyone.
         let over = drill.is_over();
@@ -124,7 +124,7 @@ pub(crate) async fn events(
             () = shutdown.closing() => return None,
             frame = drill.feed().next(&mut position, quiet) => frame,
         };
-        if !held.1.holds() {
+        if !right.holds() {
             return None;
         }
         let frame = match frame {
@@ -132,7 +132,7 @@ pub(crate) async fn events(
             None if over => return None,
             None => Bytes::from_static(b": quiet\n\n"),
         };
-        let next = (life, drill, position, held);
+        let next = (life, drill, position, permit, right);
         Some((Ok::<_, std::convert::Infallible>(frame), next))
     });
     Ok(stream_of(Body::from_stream(frames)))

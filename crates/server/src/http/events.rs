@@ -48,24 +48,27 @@ pub(crate) async fn events(
         .or(resume.last_event_id.as_deref());
     let position = observations.feed.subscribe(last);
     let right = LastingRight::new(admission.auth.as_ref(), caller.map(|found| found.0));
-    let state = (observations, life, position, (permit, right));
-    let frames = stream::unfold(state, |(observations, life, mut position, held)| async {
-        let shutdown = life.shutdown();
-        let frame = tokio::select! {
-            biased;
-            () = shutdown.closing() => return None,
-            frame = observations.feed.next(&mut position, QUIET) => frame,
-        };
-        // After the waiting: nothing is told to whom it is no longer meant for.
-        if !held.1.holds() {
-            return None;
-        }
-        let frame = frame.unwrap_or(Bytes::from_static(b": quiet\n\n"));
-        Some((
-            Ok::<_, std::convert::Infallible>(frame),
-            (observations, life, position, held),
-        ))
-    });
+    let state = (observations, life, position, permit, right);
+    let frames = stream::unfold(
+        state,
+        |(observations, life, mut position, permit, right)| async {
+            let shutdown = life.shutdown();
+            let frame = tokio::select! {
+                biased;
+                () = shutdown.closing() => return None,
+                frame = observations.feed.next(&mut position, QUIET) => frame,
+            };
+            // After the waiting: nothing is told to whom it is no longer meant for.
+            if !right.holds() {
+                return None;
+            }
+            let frame = frame.unwrap_or(Bytes::from_static(b": quiet\n\n"));
+            Some((
+                Ok::<_, std::convert::Infallible>(frame),
+                (observations, life, position, permit, right),
+            ))
+        },
+    );
     Ok(stream_of(Body::from_stream(frames)))
 }
 

@@ -264,6 +264,10 @@ impl EpochGuard {
         let ordered = order.is_some_and(|order| glance.may_hold(order));
         let overtaken = self.has_fallen(redis_at, at) && !waits && !ordered;
         let mut state = self.state.lock();
+        if !ordered && state.order == order {
+            // It was delivered, or is lost: it says nothing of the next rollback.
+            state.order = None;
+        }
         let rolled_back = (fell || overtaken) && state.note_rollback();
         if fell {
             // SQL was told so by who had taken Redis there.
@@ -567,5 +571,29 @@ mod tests {
         assert!(!waits(&guard));
         guard.can_be_found(Some(8));
         assert!(waits(&guard), "found as another's");
+    }
+
+    /// A look that does not see all that waits cannot tell whether an order is among it.
+    #[test]
+    fn k16_an_order_that_has_gone_excuses_no_redis_that_is_ahead_later() {
+        let guard = guard_of(7);
+        let look = |complete| {
+            let glance = Glance {
+                database: Some(7),
+                watermark: 5,
+                waiting: Vec::new(),
+                complete,
+                spread: 0,
+            };
+            guard.after_look(guard.before_look(), &glance);
+            guard.is_rolled_back()
+        };
+        guard.all_is_ordered(RowMark {
+            id: 1,
+            created_at: 1,
+        });
+        assert!(!look(true), "it was delivered");
+        guard.state.lock().redis_at = 10;
+        assert!(look(false), "SQL was rolled back since");
     }
 }

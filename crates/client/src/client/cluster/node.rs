@@ -326,11 +326,10 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
 
-    use steadfast_core::report::ClusterReport;
     use steadfast_core::slot::Slot;
-    use steadfast_core::topology::View;
 
     use super::*;
+    use crate::client::cluster::view::view_of;
 
     #[tokio::test]
     async fn t5_the_first_poll_of_a_large_request_copies_nothing_under_the_locks_of_its_slot() {
@@ -338,17 +337,7 @@ mod tests {
         let client = builder.build().expect("good settings");
         let cluster = client.inner.cluster.as_ref().expect("it is one");
         let text = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-16383\n";
-        let nodes = redis::Value::BulkString(text.into());
-        let now = clock::now();
-        let view = View {
-            by: None,
-            host: "127.0.0.1".into(),
-            asked: now,
-            heard: now,
-            tls: false,
-            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
-            info: None,
-        };
+        let view = view_of(text);
         assert!(cluster.believe(&view).ignored.is_none());
         let owner = cluster.routes.owner(Slot::new(7).expect("a slot"));
         let node = cluster.node(owner.expect("it is known"));

@@ -73,40 +73,25 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use steadfast_core::node::NodeId;
-    use steadfast_core::report::ClusterReport;
-    use steadfast_core::topology::View;
 
-    use crate::clock;
+    use crate::client::cluster::view::view_of;
 
     #[tokio::test]
     async fn t24_a_replica_that_is_removed_is_left_though_no_replica_is_asked_for_any_more() {
         let builder = crate::Client::builder("redis-cluster://127.0.0.1:9").expect("a good url");
         let client = builder.build().expect("good settings");
         let cluster = client.inner.cluster.as_ref().expect("it is one");
-        let view = |text: String| {
-            let now = clock::now();
-            let nodes = redis::Value::BulkString(text.into());
-            View {
-                by: None,
-                host: "127.0.0.1".into(),
-                asked: now,
-                heard: now,
-                tls: false,
-                report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
-                info: None,
-            }
-        };
         let primary = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-16383\n";
         let replica = "b 127.0.0.1:2@12 slave a 0 0 1 connected\n";
-        let with_replica = view(format!("{primary}{replica}"));
+        let with_replica = view_of(&format!("{primary}{replica}"));
         assert!(cluster.believe(&with_replica).ignored.is_none());
         let id = NodeId::new("b").expect("an id");
         let found = cluster.known.lock().topology.find(&id);
         let number = found.expect("it is known").number();
         let node = cluster.replica(number).ok().flatten().expect("it starts");
-        cluster.believe(&view(format!("{primary}{replica}")));
+        cluster.believe(&view_of(&format!("{primary}{replica}")));
         assert!(cluster.started_replica(number).is_some() && !node.is_retired());
-        cluster.believe(&view(primary.to_owned()));
+        cluster.believe(&view_of(primary));
         assert!(cluster.started_replica(number).is_none() && node.is_retired());
     }
 }

@@ -184,10 +184,10 @@ fn membership(ids: Vec<NodeId>) -> Option<Arc<Membership>> {
 #[cfg(test)]
 mod tests {
     use futures_util::poll;
-    use steadfast_core::report::ClusterReport;
     use steadfast_core::topology::View;
 
     use super::*;
+    use crate::client::cluster::view::view_of;
     use crate::clock;
     use crate::link::connect::Connector;
 
@@ -205,17 +205,7 @@ mod tests {
             slots("b"),
             slots("c"),
         );
-        let now = clock::now();
-        let nodes = redis::Value::BulkString(text.into());
-        View {
-            by: None,
-            host: "127.0.0.1".into(),
-            asked: now,
-            heard: now,
-            tls: false,
-            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
-            info: None,
-        }
+        view_of(&text)
     }
 
     #[tokio::test]

@@ -204,10 +204,27 @@ impl Cluster {
     }
 }
 
+/// A view by these lines of CLUSTER NODES.
+#[cfg(test)]
+pub(super) fn view_of(nodes: &str) -> View {
+    use steadfast_core::report::ClusterReport;
+
+    let now = clock::now();
+    let nodes = redis::Value::BulkString(nodes.into());
+    View {
+        by: None,
+        host: "127.0.0.1".into(),
+        asked: now,
+        heard: now,
+        tls: false,
+        report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
+        info: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use steadfast_core::redirect::{Redirect, Routing};
-    use steadfast_core::report::ClusterReport;
     use steadfast_core::topology::{Explained, Moved};
 
     use super::*;
@@ -227,17 +244,7 @@ mod tests {
         let cluster = client.inner.cluster.as_ref().expect("it is one");
         let text = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-8191\n\
             b 127.0.0.1:2@12 master - 0 0 2 connected 8192-16383\n";
-        let nodes = redis::Value::BulkString(text.into());
-        let now = clock::now();
-        let view = View {
-            by: None,
-            host: "127.0.0.1".into(),
-            asked: now,
-            heard: now,
-            tls: false,
-            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
-            info: None,
-        };
+        let (view, now) = (view_of(text), clock::now());
         assert!(cluster.believe(&view).ignored.is_none());
         let slot = Slot::new(7).expect("a slot");
         let of_old = cluster.routes.owner(slot).expect("a");
@@ -275,17 +282,8 @@ mod tests {
             other.id(),
             other.addr()
         );
-        let nodes = redis::Value::BulkString(text.into());
-        let now = clock::now();
-        let mut view = View {
-            by: NodeId::new(other.id()),
-            host: "127.0.0.1".into(),
-            asked: now,
-            heard: now,
-            tls: false,
-            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
-            info: None,
-        };
+        let mut view = view_of(&text);
+        view.by = NodeId::new(other.id());
         assert!(!cluster.believe(&view).slots.is_empty());
         assert!(!old.is_retired(), "it seems to be well");
         // It claims them still, so that nothing is explained.
