@@ -114,6 +114,9 @@ pub(crate) struct Driver {
     needs_flush: bool,
     /// Replies handed out since callers last got their turn.
     handed_out: usize,
+    /// The instant of giving all others a turn, and how long that took the last time.
+    yielded_at: Option<Instant>,
+    lap: Duration,
     /// Whether callers have other connections too, as in a cluster: then they are woken by the
     /// replies of one and write on another, and each would be written for alone.
     gathers: bool,
@@ -231,6 +234,8 @@ impl Driver {
             told_breaker: now,
             needs_flush: false,
             handed_out: 0,
+            yielded_at: None,
+            lap: Duration::ZERO,
             gathers: link.is_some() && shared.settings.member.is_some(),
             parked: false,
             last_words: None,
@@ -295,6 +300,9 @@ impl Driver {
     fn turn(&mut self, conn: &mut Conn<Job>, cx: &mut Context<'_>) -> Result<(), End> {
         let mut now = clock::now();
         self.notice_stall(conn, now);
+        if let Some(yielded_at) = self.yielded_at.take() {
+            self.lap = now.saturating_duration_since(yielded_at);
+        }
         let mut gathers = std::mem::take(&mut self.parked) && self.gathers && conn.awaiting() > 0;
         loop {
             if !gathers {
@@ -312,7 +320,7 @@ impl Driver {
                     self.lapse(conn, now);
                 }
                 self.handed_out = 0;
-                cx.waker().wake_by_ref();
+                self.give_way(cx);
                 return Ok(());
             }
             if self.read(conn, cx)? {
@@ -325,7 +333,7 @@ impl Driver {
             // wake it to write one command alone.
             let answered = std::mem::take(&mut self.handed_out);
             if answered > 1 || gathers && conn.awaiting() > 0 {
-                cx.waker().wake_by_ref();
+                self.give_way(cx);
                 return Ok(());
             }
             if std::mem::take(&mut gathers) {
@@ -338,6 +346,12 @@ impl Driver {
             }
             now = clock::now();
         }
+    }
+
+    /// Gives all others a turn before the next.
+    fn give_way(&mut self, cx: &Context<'_>) {
+        self.yielded_at = Some(clock::now());
+        cx.waker().wake_by_ref();
     }
 
     fn park(&self, conn: &Conn<Job>, cx: &mut Context<'_>) -> bool {

@@ -9,6 +9,7 @@ use steadfast_core::certainty::{Refusal, refusal};
 use steadfast_core::conn::{Conn, Incoming, Reply};
 
 use super::{Authentication, Driver, End, Signal, patience};
+use crate::clock;
 use crate::error::Certainty;
 use crate::wire::queue::{Job, Left};
 use crate::wire::slot::{Blame, Ended};
@@ -17,14 +18,34 @@ use crate::wire::slot::{Blame, Ended};
 /// Small waves keep callers and server at work at the same time; larger ones, where many wait, make
 /// fewer and fuller writes of it.
 const WAVE: std::ops::RangeInclusive<usize> = 16..=64;
+/// Where all others' turns took longer than this, the driver goes on with waves for an eighth of
+/// what they took. It is one task of many: thousands of others (callers that are refused and ask
+/// again, say) would leave it a wave in each of their rounds, a few thousand replies a second.
+const LONG_LAP: Duration = Duration::from_millis(1);
+/// It goes on for so long at most.
+const LONGEST_TURN: Duration = Duration::from_millis(4);
 /// The time between two reports of the count of successes.
 const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);
 /// Round trips are short below this.
 const FAST: Duration = Duration::from_millis(5);
 
 impl Driver {
-    /// Hands out up to a wave of replies. True if there may be more.
+    /// Hands out a wave of replies, or several where turns are rare. True if there may be more.
     pub(super) fn hand_out(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<bool, End> {
+        if self.lap <= LONG_LAP {
+            return self.hand_out_wave(conn, now);
+        }
+        let until = clock::now() + (self.lap / 8).min(LONGEST_TURN);
+        while self.hand_out_wave(conn, now)? {
+            if clock::now() >= until {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Hands out up to a wave of replies. True if there may be more.
+    fn hand_out_wave(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<bool, End> {
         let wave = (conn.awaiting() / 8).clamp(*WAVE.start(), *WAVE.end());
         for _ in 0..wave {
             match conn.poll_incoming() {

@@ -230,6 +230,31 @@ async fn those_that_were_answered_together_may_ask_again_before_the_driver_parks
 }
 
 #[tokio::test(start_paused = true)]
+async fn c12_the_rarer_a_drivers_turns_are_the_more_it_hands_out_in_each() {
+    const ASKED: usize = 1000;
+    let left = |rig: &Rig| rig.queue.serving.lock().as_ref().map_or(0, Conn::awaiting);
+    // How long all others took, and whether all that is left is handed out then.
+    for (millis, is_all) in [(1, false), (2, true), (500, true)] {
+        let mut rig = Rig::new();
+        let _asked: Vec<_> = (0..ASKED).map(|_| rig.submit("x", 9 * SECOND)).collect();
+        rig.turn().await;
+        rig.say(&"+OK\r\n".repeat(ASKED)).await;
+        let _ = futures_util::poll!(&mut rig.driver);
+        assert!(left(&rig) > ASKED * 9 / 10, "{} are left", left(&rig));
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        let _ = futures_util::poll!(&mut rig.driver);
+        assert_eq!(
+            left(&rig) == 0,
+            is_all,
+            "{millis} ms: {} are left",
+            left(&rig)
+        );
+        assert!(rig.pass(MOMENT).await.is_none());
+        assert_eq!(left(&rig), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn c19_each_request_of_a_driver_that_is_dropped_is_told_what_is_known_of_it() {
     for link in [Some(0), None] {
         let mut rig = Rig::of_link(link);
