@@ -123,6 +123,9 @@ impl Supervisor {
         loop {
             let limit = self.shared.settings.connect_timeout;
             let attempt = self.begin_attempt(limit * 5);
+            if self.is_news(attempt) {
+                patience.grace_until = Some(grace_until.max(clock::now() + limit));
+            }
             let term = self.shared.term();
             let connector = Arc::clone(&self.connector);
             let mut moved = connector.moved();
@@ -149,6 +152,9 @@ impl Supervisor {
                 }
                 Err(error) => {
                     let pause = self.attempt_failed(attempt, &error);
+                    if self.is_news(attempt) {
+                        patience.grace_until = patience.grace_until.map(|_| grace_until);
+                    }
                     let (link, shared) = (Arc::clone(&self.link), Arc::clone(&self.shared));
                     patience
                         .during(async {
@@ -165,6 +171,19 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Whether it is the first attempt to connect to a node that a cluster has named. That is no
+    /// outage yet: the node may have taken over from one that was in health, and calls wait for it
+    /// until it has failed.
+    fn is_news(&self, attempt: u32) -> bool {
+        let settings = &self.shared.settings;
+        let is_owner = settings
+            .member
+            .as_ref()
+            .is_some_and(|node| !node.as_replica);
+        let waits = !settings.reconnect_grace.is_zero();
+        attempt == 1 && is_owner && waits && !self.link.view.lock().was_up
     }
 
     fn dial(&self, limit: Duration) -> Dial {

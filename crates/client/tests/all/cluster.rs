@@ -9,9 +9,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use steadfast::redis::{self, Value};
 use steadfast::{
-    CallOptions, Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve,
+    CallOptions, Certainty, Client, ConnectionState, ErrorKind, EventKind, PubSub, PubSubEvent,
+    Resolve,
 };
-use steadfast_drill::process::{Cluster, FailoverKind, Redis};
+use steadfast_drill::process::{Cluster, FailoverKind, Redis, RedisBuilder};
 use tokio::task::JoinSet;
 
 use crate::support::{cmd, eventually, ms, now, slot, until};
@@ -404,10 +405,12 @@ async fn t5_a_shard_that_is_frozen_fails_and_delays_no_call_to_another_and_is_na
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t23_a_planned_failover_under_load_fails_no_call_and_each_incr_counts_once() {
-    // Under this load a busy machine may take a second for an answer: nobody is to be voted out.
+    // Under this load a busy machine may take a second for an answer: nobody is to be voted out, or
+    // to count as silent.
     let builder = Cluster::builder().node_timeout(Duration::from_secs(15));
     let cluster = builder.start().await.unwrap();
     let builder = Client::builder(&cluster.url()).unwrap();
+    let builder = builder.response_idle_timeout(ms(5_000));
     let client = builder.deadline(ms(10_000)).connect().await.unwrap();
     let load = Load::start(&client, 16, 60);
     // Each once: a node that is promoted again within four times its timeout counts old votes.
@@ -430,6 +433,26 @@ async fn t23_a_planned_failover_under_load_fails_no_call_and_each_incr_counts_on
             "{key}"
         );
     }
+}
+
+/// To find and connect to the node that takes over takes longer than the grace, and nothing is
+/// wrong with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t23_calls_wait_for_the_first_connection_to_a_node_that_takes_over_and_no_outage_is_told() {
+    let builder = Cluster::builder().node_timeout(Duration::from_secs(15));
+    let cluster = builder.each(has_a_name).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let builder = builder.resolver(DistantNames).connect_timeout(ms(5_000));
+    let client = builder.deadline(ms(30_000)).connect().await.unwrap();
+    let load = Load::start(&client, 4, 60);
+    let replica = cluster.fail_over(0, FailoverKind::Planned).await.unwrap();
+    let key = &keys_of(&cluster, replica, 1).await[0];
+    client.send(redis::cmd("INCR").arg(key)).await.unwrap();
+    let (errors, _) = load.end().await;
+    assert!(errors.is_empty(), "{} failed: {errors:#?}", errors.len());
+    let mut history = client.history().into_iter();
+    let down = history.find(|event| matches!(event.kind, EventKind::Down { .. }));
+    assert!(down.is_none(), "{down:?}");
 }
 
 /// Many clients in one process, each of which asks for the same key again and again.
@@ -572,6 +595,13 @@ async fn t18_a_node_that_flapped_and_was_succeeded_flaps_no_more_and_its_outage_
     assert_eq!(closed.count(), 1, "told once");
 }
 
+/// A node that is reached by its name.
+fn has_a_name(redis: RedisBuilder) -> RedisBuilder {
+    redis
+        .config("cluster-announce-hostname", "localhost")
+        .config("cluster-preferred-endpoint-type", "hostname")
+}
+
 /// Takes its time to look a name up.
 #[derive(Debug)]
 struct DistantNames;
@@ -587,12 +617,8 @@ impl Resolve for DistantNames {
 
 #[tokio::test]
 async fn t5_the_first_connections_are_made_side_by_side_and_who_is_late_is_named() {
-    let builder = Cluster::builder().primaries(8).replicas(0).each(|redis| {
-        redis
-            .config("cluster-announce-hostname", "localhost")
-            .config("cluster-preferred-endpoint-type", "hostname")
-    });
-    let cluster = builder.start().await.unwrap();
+    let builder = Cluster::builder().primaries(8).replicas(0);
+    let cluster = builder.each(has_a_name).start().await.unwrap();
     let builder = || {
         Client::builder(&cluster.url())
             .unwrap()
