@@ -653,18 +653,20 @@ async fn s14_a_result_is_bounded_in_bytes_and_says_so() {
     assert_eq!(number(&database, "SELECT COUNT(*) FROM t").await, 5000);
 }
 
-/// What a new user does first: everything at its default, and a cache that is empty.
+/// What a new user does first: everything at its default, and a cache that is empty. All but the
+/// limits of time: a machine that is busy with other things may take longer to open a connection,
+/// or stand still for half a second, and it is the queue that is asked.
 async fn a_healthy_database_drains_the_queue(url: &str) {
     let mut options = DatabaseOptions::default();
-    // All but this: on a machine that is busy with other things a connection may take longer to
-    // open, and it is the queue that is asked.
     options.acquire_timeout = Duration::from_secs(60);
     let database = Database::connect(url, options).unwrap();
     let patient = Ttl {
-        hard_limit: Duration::from_secs(60),
+        hard_limit: Duration::from_secs(600),
         ..Ttl::default()
     };
-    let cache = Cache::builder(database.clone());
+    let mut guard = GuardOptions::default();
+    guard.wait = Duration::from_secs(2);
+    let cache = Cache::builder(database.clone()).guard(guard);
     let cache = cache.class("default", patient).build().await.unwrap();
     let view: View<i64> = cache.view("default").unwrap();
     let reads = (0..3000_i64).map(|n| {
@@ -672,6 +674,8 @@ async fn a_healthy_database_drains_the_queue(url: &str) {
         tokio::spawn(async move {
             let load = move || async move {
                 let rows = database.select("SELECT 7 AS n", &[]).await?;
+                // So that all of them take longer than any may wait while none is admitted.
+                tokio::time::sleep(Duration::from_millis(10)).await;
                 Ok(rows[0]["n"].as_i64())
             };
             view.get(format!("cold:{n}"), load)

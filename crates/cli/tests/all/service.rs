@@ -308,13 +308,19 @@ const SLOW: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s9_sigterm_under_load_fails_not_one_request_that_was_accepted() {
     let site = Site::start().await;
+    // What takes a second takes ten on a machine that has much else to do, and is not to be given up.
     let settings = [
         ("STEADFAST__SERVER__DRAIN_DELAY", "300ms"),
+        ("STEADFAST__SERVER__DRAIN_LIMIT", "60s"),
+        ("STEADFAST__LIMITS__REQUEST_TIMEOUT", "60s"),
+        ("STEADFAST__TTL__USER__HARD_LIMIT", "50s"),
         ("STEADFAST__QUERIES__SLOW__SQL", SLOW),
+        ("STEADFAST__QUERIES__SLOW__TTL", "user"),
         (
             "STEADFAST__QUERIES__BIG__SQL",
             "SELECT hex(zeroblob(4000000)) AS big",
         ),
+        ("STEADFAST__QUERIES__BIG__TTL", "user"),
     ];
     let mut program = site.serve(ANYWHERE.parse().unwrap(), &settings);
     let address = program.address;

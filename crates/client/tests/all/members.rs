@@ -668,7 +668,11 @@ async fn c8_t18_what_others_wrote_may_hang_panic_or_keep_its_thread_and_a_view_c
             client.state() == ConnectionState::Ready
         })
         .await;
-        client.send(&cmd("GET k")).await.unwrap();
+        // Within 200 ms a busy machine, of which some threads are kept, may connect to nobody.
+        eventually("it serves", async || {
+            client.send(&cmd("GET k")).await.is_ok()
+        })
+        .await;
         let counted = then == Then::Block || then == Then::Panic && of != "translation";
         let resets = client.status().stuck_resets;
         assert_eq!(resets > 0, counted, "{then:?} {of}: {resets}");

@@ -96,7 +96,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_went_away_is_told_from_who_ran_out_of_time() {
         let told = std::cell::Cell::new(None);
         let wait = async || {
