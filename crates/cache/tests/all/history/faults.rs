@@ -9,10 +9,10 @@ use steadfast_cache::{Database, DatabaseOptions, SourceError, Tx};
 use steadfast_drill::fault::{Direction, Fault as Wire, Stall, Toxic};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::clustered::Clustered;
-use super::judge::{BOUND, Line};
+use super::judge::{BOUND, Line, STAGE};
 use super::worker::{Break, ORDER, Order, now};
 use crate::site::eventually;
 
@@ -89,6 +89,8 @@ pub(crate) struct Stage {
     spans: (Duration, Duration),
     started: u64,
     done: Vec<String>,
+    /// What SQL and Redis held when that was noted last.
+    held: String,
 }
 
 /// How the processes reach SQL, so that it can be taken away from them.
@@ -200,6 +202,7 @@ impl Stage {
             spans: Default::default(),
             started: 0,
             done: Vec::new(),
+            held: String::new(),
         }
     }
 
@@ -258,6 +261,7 @@ impl Stage {
             .spawn()
             .unwrap();
         self.workers[n] = Some(child);
+        self.note(&format!("process {n} is begun as {}", self.started));
     }
 
     fn redis(&self) -> &Redis {
@@ -284,6 +288,12 @@ impl Stage {
         self.done
             .push(format!("{:?} at {:?}", fault, self.began.elapsed()));
         std::fs::write(self.folder.join("all.faults"), self.done.join(", ")).unwrap();
+        self.note(&format!("{fault:?} begins"));
+        self.happen(fault).await;
+        self.note(&format!("{fault:?} has ended"));
+    }
+
+    async fn happen(&mut self, fault: Fault) {
         match fault {
             Fault::Restart => self.redis().restart().await.unwrap(),
             Fault::Freeze => {
@@ -410,28 +420,23 @@ impl Stage {
                 )
             })
             .collect();
-        let mut log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.join("stage.history"))
-            .unwrap();
-        let mut note = |line: &dyn Fn(i64, i64) -> Line| {
-            let lines: String = items
-                .iter()
-                .map(|&(item, version)| line(item, version).write())
-                .collect();
-            log.write_all(lines.as_bytes()).unwrap();
+        let write_all = |line: &dyn Fn(i64, i64) -> Line| {
+            for &(item, version) in &items {
+                self.write(&line(item, version));
+            }
         };
         let at = now();
-        note(&|item, version| Line::Begun { item, version, at });
+        write_all(&|item, version| Line::Begun { item, version, at });
         tx.commit().await?;
         let at = now();
-        note(&|item, version| Line::Committed { item, version, at });
+        write_all(&|item, version| Line::Committed { item, version, at });
+        self.note("sql is rolled back");
         Ok(())
     }
 
     async fn cut_power(&mut self) {
         self.redis().save_snapshot().await.unwrap();
+        self.note("a snapshot of redis is saved");
         // What is overtaken soon after the snapshot is older than any bound when it is read.
         sleep(BOUND).await;
         for n in 0..self.workers.len() {
@@ -439,11 +444,13 @@ impl Stage {
         }
         self.way_to_sql.close().await;
         self.redis().restart_from_snapshot().await.unwrap();
+        self.note("redis is restored");
         for n in 0..self.workers.len() {
             self.start_worker(n, None);
         }
         self.pause(3000..4000).await;
         self.way_to_sql.open(&self.folder).await;
+        self.note("the way to sql is open again");
     }
 
     async fn fail_over(&mut self) {
@@ -505,7 +512,51 @@ impl Stage {
     }
 
     async fn pause(&mut self, ms: std::ops::Range<u64>) {
-        sleep(Duration::from_millis(self.rng.u64(ms))).await;
+        let until = Instant::now() + Duration::from_millis(self.rng.u64(ms));
+        while Instant::now() < until {
+            self.note_what_is_held().await;
+            let left = until.saturating_duration_since(Instant::now());
+            sleep(left.min(NOTED_EVERY)).await;
+        }
+    }
+
+    fn write(&self, line: &Line) {
+        let path = self.folder.join(format!("{STAGE}.history"));
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path);
+        log.unwrap().write_all(line.write().as_bytes()).unwrap();
+    }
+
+    fn note(&self, text: &str) {
+        let (at, text) = (now(), text.to_owned());
+        self.write(&Line::Note { at, text });
+    }
+
+    /// Notes how far SQL and Redis are, if that has changed; nothing of what does not answer.
+    async fn note_what_is_held(&mut self) {
+        let state = "SELECT watermark, (SELECT COUNT(*) FROM steadfast_outbox) AS waiting \
+                     FROM steadfast_outbox_state WHERE namespace = 'history'";
+        let ask = "MGET history:epoch history:watermark history:delivery";
+        let ask: Vec<_> = ask.split(' ').collect();
+        let limit = NOTED_EVERY / 2;
+        let sql = timeout(limit, self.database.select(state, &[])).await;
+        let redis = timeout(limit, self.redis().command(&ask)).await;
+        let sql = sql.ok().and_then(Result::ok).unwrap_or_default();
+        let redis = redis.ok().and_then(Result::ok);
+        let redis = redis.map(redis::from_redis_value::<Vec<Option<String>>>);
+        let held = match sql.first() {
+            Some(row) => format!(
+                "sql is at {}, {} wait; redis: {redis:?}",
+                row["watermark"], row["waiting"]
+            ),
+            None => format!("redis: {redis:?}"),
+        };
+        if held != self.held {
+            self.note(&held);
+            self.held = held;
+        }
     }
 
     fn end_worker(&mut self, n: usize) {
@@ -526,14 +577,15 @@ impl Stage {
     /// Every process must end by itself, and well.
     pub(crate) async fn wait_for_the_end(&mut self, limit: Duration) {
         let give_up = Instant::now() + limit;
-        for (n, child) in self.workers.iter_mut().enumerate() {
-            let child = child.as_mut().unwrap();
+        for n in 0..self.workers.len() {
             let status = loop {
+                let child = self.workers[n].as_mut().unwrap();
                 match child.try_wait().unwrap() {
                     Some(status) => break status,
                     None if Instant::now() > give_up => panic!("process {n} hangs"),
                     None => sleep(Duration::from_millis(50)).await,
                 }
+                self.note_what_is_held().await;
             };
             assert!(status.success(), "process {n}: {status}");
         }
@@ -554,6 +606,9 @@ fn lock(tx: &Tx) -> &'static str {
         _ => "SELECT watermark FROM steadfast_outbox_state WHERE namespace = 'history' FOR UPDATE",
     }
 }
+
+/// The interval at which it is looked how far SQL and Redis are.
+const NOTED_EVERY: Duration = Duration::from_millis(100);
 
 fn cut() -> Toxic {
     Toxic {

@@ -1,13 +1,22 @@
 //! The contract, applied to what the processes wrote down. Pure but for reading the files.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
+
+use steadfast_cache::Source;
 
 /// An answer that does not say that it is stale is never older than this, whatever has happened to
 /// Redis or to a process: the time that a proof of the channel lasts, or that a row may wait in the
 /// outbox, and an allowance for a machine that is busy with other things.
 pub(crate) const BOUND: Duration = Duration::from_millis(3000);
+
+/// The name of those who do things to the processes and their servers.
+pub(crate) const STAGE: &str = "stage";
+
+/// Microseconds before the first wrong read from which on notes explain it.
+const NOTED_BEFORE: u64 = 2_000_000;
 
 /// What a process wrote down. Times are microseconds of the one clock that all processes of a
 /// machine share.
@@ -34,16 +43,25 @@ pub(crate) enum Line {
         strict: bool,
         /// Older than its class lets a fresh value be, and not marked.
         late: bool,
+        source: Source,
+        age_ms: u64,
     },
     Refused,
     /// Keys that the process has asked Redis for together with others.
     Shared(u64),
+    /// What was done, believed or held from then on. Nothing is judged by it; it explains.
+    Note {
+        at: u64,
+        text: String,
+    },
 }
 
 /// The lines of each process, in its own order.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     pub(crate) processes: Vec<Vec<Line>>,
+    /// What the processes are called.
+    pub(crate) names: Vec<String>,
     pub(crate) faults: String,
 }
 
@@ -56,6 +74,8 @@ pub(crate) struct Verdict {
     pub(crate) shared: u64,
     pub(crate) violations: Vec<String>,
     pub(crate) faults: String,
+    /// What was noted from a while before the first violation to the last.
+    pub(crate) notes: String,
 }
 
 impl Line {
@@ -71,21 +91,33 @@ impl Line {
                 stale,
                 strict,
                 late,
+                source,
+                age_ms,
             } => {
+                let source = Source::ALL.iter().position(|other| other == source);
                 format!(
-                    "R {item} {version} {from} {to} {} {} {}\n",
+                    "R {item} {version} {from} {to} {} {} {} {} {age_ms}\n",
                     u8::from(*stale),
                     u8::from(*strict),
-                    u8::from(*late)
+                    u8::from(*late),
+                    source.unwrap(),
                 )
             }
             Self::Refused => "X\n".to_owned(),
             Self::Shared(keys) => format!("S {keys}\n"),
+            Self::Note { at, text } => format!("N {at} {text}\n"),
         }
     }
 
     fn parse(line: &str) -> Option<Self> {
         let (kind, rest) = line.split_at_checked(1)?;
+        if kind == "N" {
+            let (at, text) = rest.trim_start().split_once(' ')?;
+            return Some(Self::Note {
+                at: at.parse().ok()?,
+                text: text.to_owned(),
+            });
+        }
         let numbers: Option<Vec<i64>> = rest
             .split_whitespace()
             .map(|number| number.parse().ok())
@@ -101,15 +133,19 @@ impl Line {
                 version: *version,
                 at: *at as u64,
             }),
-            ("R", [item, version, from, to, stale, strict, late]) => Some(Self::Read {
-                item: *item,
-                version: *version,
-                from: *from as u64,
-                to: *to as u64,
-                stale: *stale == 1,
-                strict: *strict == 1,
-                late: *late == 1,
-            }),
+            ("R", [item, version, from, to, stale, strict, late, source, age_ms]) => {
+                Some(Self::Read {
+                    item: *item,
+                    version: *version,
+                    from: *from as u64,
+                    to: *to as u64,
+                    stale: *stale == 1,
+                    strict: *strict == 1,
+                    late: *late == 1,
+                    source: *Source::ALL.get(*source as usize)?,
+                    age_ms: *age_ms as u64,
+                })
+            }
             ("X", []) => Some(Self::Refused),
             ("S", [keys]) => Some(Self::Shared(*keys as u64)),
             _ => None,
@@ -129,6 +165,8 @@ impl History {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("history") => {
                     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+                    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+                    history.names.push(name.into_owned());
                     history.processes.push(
                         whole
                             .lines()
@@ -144,15 +182,58 @@ impl History {
     }
 }
 
+impl Line {
+    fn at(&self) -> Option<u64> {
+        match self {
+            Self::Begun { at, .. } | Self::Committed { at, .. } | Self::Note { at, .. } => {
+                Some(*at)
+            }
+            Self::Read { from, .. } => Some(*from),
+            Self::Refused | Self::Shared(_) => None,
+        }
+    }
+}
+
+impl History {
+    fn began(&self) -> u64 {
+        let lines = self.processes.iter().flatten();
+        lines.filter_map(Line::at).min().unwrap_or(0)
+    }
+
+    /// What was done at any time, and what was believed and held when the reads were wrong and for
+    /// a while before.
+    fn notes(&self, first: u64, last: u64) -> String {
+        let (began, earliest) = (self.began(), first.saturating_sub(NOTED_BEFORE));
+        let mut notes = Vec::new();
+        for (name, lines) in self.names.iter().zip(&self.processes) {
+            for line in lines {
+                if let Line::Note { at, text } = line
+                    && (name == STAGE || (earliest..=last).contains(at))
+                {
+                    notes.push((*at, name, text));
+                }
+            }
+        }
+        notes.sort_unstable();
+        notes
+            .iter()
+            .fold(String::new(), |mut all, (at, name, text)| {
+                writeln!(all, "{} {name}: {text}", since(began, *at)).unwrap();
+                all
+            })
+    }
+}
+
 impl Verdict {
     pub(crate) fn assert_kept(&self) {
         let few: Vec<_> = self.violations.iter().take(5).collect();
         assert!(
             self.violations.is_empty(),
-            "{} of {} reads: {few:#?}\nfaults: {}",
+            "{} of {} reads: {few:#?}\nfaults: {}\n{}",
             self.violations.len(),
             self.reads,
-            self.faults
+            self.faults,
+            self.notes
         );
         assert!(
             self.reads > 500 && self.commits > 30,
@@ -197,7 +278,10 @@ pub(crate) fn judge(history: &History) -> Verdict {
         shared: 0,
         violations: Vec::new(),
         faults: history.faults.clone(),
+        notes: String::new(),
     };
+    let began = history.began();
+    let mut broken_at: Vec<u64> = Vec::new();
     for (process, lines) in history.processes.iter().enumerate() {
         let mut own = HashMap::<i64, Vec<(u64, i64)>>::new();
         for line in lines {
@@ -208,7 +292,7 @@ pub(crate) fn judge(history: &History) -> Verdict {
                 }
                 Line::Refused => verdict.refused += 1,
                 Line::Shared(keys) => verdict.shared = verdict.shared.max(*keys),
-                Line::Begun { .. } => {}
+                Line::Begun { .. } | Line::Note { .. } => {}
                 Line::Read {
                     item,
                     version,
@@ -217,6 +301,7 @@ pub(crate) fn judge(history: &History) -> Verdict {
                     stale,
                     strict,
                     late,
+                    ..
                 } => {
                     verdict.reads += 1;
                     let mine = own
@@ -241,20 +326,42 @@ pub(crate) fn judge(history: &History) -> Verdict {
                         && *version < highest_by(&committed, *item, from.saturating_sub(bound))
                     {
                         let floor = highest_by(&committed, *item, from.saturating_sub(bound));
+                        let at = first_at(&committed, *item, floor);
                         Some(format!(
-                            "fresh, although {floor} was committed more than {BOUND:?} before"
+                            "fresh, although {floor} was committed at {}, over {BOUND:?} before",
+                            since(began, at)
                         ))
                     } else {
                         None
                     };
-                    verdict
-                        .violations
-                        .extend(broken.map(|why| format!("process {process}: {line:?}: {why}")));
+                    if let Some(why) = broken {
+                        let name = history.names.get(process).map_or("", |name| name);
+                        let at = *from;
+                        let (from, to) = (since(began, *from), since(began, *to));
+                        let violation = format!("process {name}, {from} to {to}: {line:?}: {why}");
+                        verdict.violations.push(violation);
+                        broken_at.push(at);
+                    }
                 }
             }
         }
     }
+    if let (Some(first), Some(last)) = (broken_at.iter().min(), broken_at.iter().max()) {
+        verdict.notes = history.notes(*first, *last);
+    }
     verdict
+}
+
+/// The time since the history began.
+fn since(began: u64, at: u64) -> String {
+    format!("{:.3} s", at.saturating_sub(began) as f64 / 1e6)
+}
+
+/// When a version, or a higher one, was there first.
+fn first_at(times: &HashMap<i64, Vec<(u64, i64)>>, item: i64, version: i64) -> u64 {
+    let times = times.get(&item).into_iter().flatten();
+    let mut there = times.filter(|(_, highest)| *highest >= version);
+    there.next().map_or(0, |(at, _)| *at)
 }
 
 /// The highest version by that time.
@@ -274,6 +381,8 @@ fn the_judge_knows_each_way_to_break_the_contract() {
         stale,
         strict,
         late: false,
+        source: Source::Memory,
+        age_ms: 3,
     };
     let writer = vec![
         Line::Begun {
@@ -303,7 +412,7 @@ fn the_judge_knows_each_way_to_break_the_contract() {
         processes[usize::from(!same)].push(reader);
         judge(&History {
             processes,
-            faults: String::new(),
+            ..History::default()
         })
         .violations
         .len()
@@ -340,4 +449,9 @@ fn the_judge_knows_each_way_to_break_the_contract() {
         Line::parse(read(2, late, true, false).write().trim()),
         Some(read(2, late, true, false))
     );
+    let note = Line::Note {
+        at: 7,
+        text: "sql is rolled back".to_owned(),
+    };
+    assert_eq!(Line::parse(note.write().trim()), Some(note));
 }

@@ -179,8 +179,9 @@ pub(crate) async fn work(order: Order) {
         });
     }
     if order.wide {
-        tasks.push(tokio::spawn(process.dawdles()));
+        tasks.push(tokio::spawn(process.clone().dawdles()));
     }
+    tasks.push(tokio::spawn(process.tells_what_it_believes()));
     for task in tasks {
         task.await.unwrap();
     }
@@ -245,6 +246,27 @@ async fn build(order: &Order) -> Cache {
 impl Process {
     fn note(&self, line: &Line) {
         (&*self.log).write_all(line.write().as_bytes()).unwrap();
+    }
+
+    /// Writes down what it believes whenever that has changed.
+    async fn tells_what_it_believes(self) {
+        let mut before = String::new();
+        while now() < self.end {
+            let status = self.cache.status();
+            let text = format!(
+                "{:?}, memory proven: {}, waiting for {:?} ms, {} pending, trouble: {:?}",
+                status.redis,
+                status.memory_proven,
+                status.outbox_lag_ms,
+                status.outbox_pending,
+                status.outbox_trouble.is_some()
+            );
+            if text != before {
+                before.clone_from(&text);
+                self.note(&Line::Note { at: now(), text });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn reads(self, mut rng: fastrand::Rng) {
@@ -382,6 +404,8 @@ impl Process {
         self.note(&match answer {
             Ok(answer) => Line::Read {
                 item,
+                source: answer.source,
+                age_ms: answer.age.as_millis() as u64,
                 late: class == "brisk"
                     && answer.stale.is_none()
                     && answer.source != Source::Database
