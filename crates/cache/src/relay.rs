@@ -31,7 +31,7 @@ use crate::outbox::{BATCH, Glance, Outbox};
 use crate::sql::SourceError;
 use crate::stats::Stats;
 use crate::tier::coherence::Coherence;
-use crate::tier::redis::epoch_guard::TAKEN;
+use crate::tier::redis::epoch_guard::{ROLLED_BACK, TAKEN, Vantage};
 use crate::tier::redis::{RedisFailure, RedisTier};
 use lag::LagWatch;
 use pending::Pending;
@@ -192,6 +192,7 @@ impl Relay {
             }
             tokio::select! {
                 _ = gone.changed() => return,
+                () = self.served.redis.epoch_guard.look_wanted() => {}
                 () = tokio::time::sleep(self.poll) => {}
             }
         }
@@ -239,7 +240,7 @@ impl Relay {
     async fn look(&self, watcher: &mut LagWatch) -> Result<bool, SourceError> {
         self.prepare().await?;
         let epochs = &self.served.redis.epoch_guard;
-        let began = clock();
+        let (began, since) = (clock(), epochs.vantage());
         let looked = match self.served.redis.look_at_sql().await {
             Err(error) if error.misses_a_table() => None,
             looked => looked?,
@@ -263,12 +264,14 @@ impl Relay {
             return Ok(false);
         }
         if glance.waiting.is_empty() {
-            self.resume();
+            self.resume(since);
+            epochs.prove(since);
             return Ok(true);
         }
         if lag.is_some_and(|lag| lag > self.lag_max) {
             self.suspend(WAITING);
         }
+        epochs.prove(since);
         self.keep_bound_of(&glance).await;
         Ok(false)
     }
@@ -303,7 +306,7 @@ impl Relay {
     }
 
     fn suspend(&self, reason: &'static str) {
-        if self.served.redis.epoch_guard.suspend(Some(reason)) {
+        if self.served.redis.epoch_guard.suspend(reason) {
             tracing::warn!(reason, lag = ?self.lag(), "redis is not read until that has ended");
             // What waits has not been announced either: memory may hold it too.
             self.served.coherence.disprove(Monotonic::now());
@@ -319,8 +322,8 @@ impl Relay {
             .set(lag.unwrap_or_default().as_secs_f64());
     }
 
-    fn resume(&self) {
-        if self.served.redis.epoch_guard.suspend(None) {
+    fn resume(&self, since: Vantage) {
+        if self.served.redis.epoch_guard.resume(since) {
             tracing::info!("redis is read again: nothing waits in the outbox");
             self.served.stats.suspended.set(0.0);
             self.served.guard.begin_ramp();
@@ -338,6 +341,7 @@ impl Relay {
             if redis.epoch_to_write().await.is_err() {
                 return Ok(false);
             }
+            let since = redis.epoch_guard.vantage();
             let known = redis.epoch_guard.known_watermark();
             let most = self.batch.load(Ordering::Relaxed);
             let batch = self.outbox.take_batch(most).await?;
@@ -351,7 +355,7 @@ impl Relay {
             }
             if batch.targets.is_empty() {
                 self.outbox.leave(batch).await?;
-                self.resume();
+                self.resume(since);
                 return Ok(true);
             }
             let (rows, complete) = (batch.targets.len(), batch.complete);
@@ -389,7 +393,7 @@ impl Relay {
             self.served.stats.relayed.add(rows as u64);
             if complete {
                 self.note_lag(None);
-                self.resume();
+                self.resume(since);
                 return Ok(true);
             }
         }
@@ -411,7 +415,6 @@ const DRAIN: usize = 1;
 const WHAT: [&str; 2] = ["looked at", "drained"];
 
 const WAITING: &str = "invalidations wait in the outbox";
-const ROLLED_BACK: &str = "the database was rolled back, and everything has yet to be invalidated";
 
 /// A look is rid of rows of a full outbox for so long at most, and one piece of them at least.
 const COLLAPSE_SLICE: Duration = Duration::from_millis(100);

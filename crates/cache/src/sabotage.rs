@@ -20,7 +20,7 @@ pub struct Sabotage {
     pub stripe_not_bumped: bool,
     /// A value from Redis is governed in memory only by the tags that its reader named.
     pub tags_dropped: bool,
-    /// Redis is believed before SQL has said how far it must be.
+    /// Redis is believed before SQL was held against it.
     pub sql_not_awaited: bool,
     /// A database that was rolled back is not noticed.
     pub rollback_ignored: bool,

@@ -68,8 +68,8 @@ pub struct RedisTrust {
     /// The reason why none are read, if that is the outbox, or that another database uses the same
     /// namespace.
     pub suspended: Option<&'static str>,
-    /// Whether the database has said, since Redis was connected to, how far Redis must be; until
-    /// then its values count as stale.
+    /// Whether the database was held against Redis since that was connected to; until then the
+    /// values of Redis count as stale.
     pub proven: bool,
     /// The epoch of its values, if it is known to be current.
     pub epoch: Option<String>,
@@ -87,7 +87,7 @@ impl CacheStatus {
             RedisTrust {
                 trusted: suspended.is_none() && epoch.is_some() && redis.is_reachable(),
                 suspended,
-                proven: redis.epoch_guard.sql_seen(),
+                proven: redis.epoch_guard.is_proven(),
                 epoch: epoch.map(|epoch| epoch.to_string()),
                 watermark: redis.epoch_guard.known_watermark(),
                 slot: redis.slot(),

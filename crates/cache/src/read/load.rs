@@ -533,8 +533,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                 .memory
                 .insert(&loaded.entry, snapshot, &cache.generations)
         };
-        // Not held against SQL's watermark yet: as memory that nobody vouches for, it is fresh only
-        // while it is young.
+        // If SQL was not held against Redis yet, then as memory that nobody vouches for it is fresh
+        // only while it is young.
         let vouched = stored.proven || cache.coherence.vouches(times.loaded_at, now);
         let freshness = match times.life.judge(now.since(times.loaded_at).into()) {
             Freshness::Fresh if !vouched => Freshness::Stale,

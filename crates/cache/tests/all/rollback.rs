@@ -7,8 +7,8 @@ use steadfast_cache::{Cache, Database, Source};
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
 
 use crate::site::{
-    Loader, Site, connect, create_table, eventually, get, plain, read_item, set_item, sqlite,
-    write_everywhere,
+    Loader, Site, connect, create_table, eventually, get, plain, read_item, select_item, set_item,
+    sqlite, text, write_everywhere,
 };
 
 /// Takes the database back to this watermark, with nothing in the outbox. What the item is then
@@ -123,6 +123,36 @@ async fn k16_a_rollback_that_nobody_outlived_shows_though_something_waits_on_mar
 async fn k16_a_rollback_that_nobody_outlived_shows_though_something_waits_on_postgres() {
     let server = Postgres::start().await.unwrap();
     nobody_outlives_a_rollback(connect(&server.url())).await;
+}
+
+/// Nobody outlives it, and the next regular look is far off: only one that begins when it is known
+/// how far Redis is can tell.
+#[tokio::test]
+async fn k16_what_redis_holds_is_not_fresh_before_sql_was_asked_whether_it_fell() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    for version in 1..=4 {
+        write_everywhere(&first, 7, version).await;
+    }
+    reads_at_last(&first, "4").await;
+    eventually("Redis has it", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    let reached = first.status().redis.unwrap().watermark;
+    drop(first);
+    roll_back(&site.database, 100, reached as i64 - 3).await;
+    let builder = site.builder().await.outbox_poll(Duration::from_secs(60));
+    let second = builder.build().await.unwrap();
+    eventually("what SQL holds now is seen", || async {
+        let database = second.database().clone();
+        let load = move || async move { Ok(select_item(&database, 7).await?) };
+        let answer = text(&second, "user").get("item:7", load).await.unwrap();
+        let old = answer.value.as_deref() != Some("100");
+        assert!(!old || answer.stale.is_some(), "{answer:?}");
+        !old && second.status().redis.unwrap().proven
+    })
+    .await;
 }
 
 /// On SQLite nothing is locked while a relay waits for Redis.

@@ -14,7 +14,7 @@ pub(crate) struct EpochView {
     pub(super) watermark: u64,
     /// The number of the server that it is about.
     pub(super) server: u32,
-    /// SQL was seen since Redis was connected to.
+    /// SQL was held against Redis since that was connected to.
     pub(crate) proven: bool,
 }
 

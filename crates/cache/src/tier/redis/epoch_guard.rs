@@ -8,8 +8,11 @@
 //! once. Otherwise the cache is warm, and stays so.
 //!
 //! Of the numbers that come here SQL's alone have authority. What the channel announces anybody may
-//! have published: it makes a process look again, never more. Until SQL has been seen since Redis
-//! was connected to, there is nothing to hold against Redis, and its values count as stale.
+//! have published: it makes a process look again, never more. Until SQL was held against Redis
+//! since that was connected to, its values count as stale. A look at SQL that began before it was
+//! known how far Redis is can tell that Redis is behind, but not that it is ahead: one has to have
+//! begun afterwards, and to have minded all that it found. Only where both are equally far and
+//! nothing waits, or where nothing is left in Redis, is the first enough.
 //!
 //! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things
 //! give that away: its watermark is lower than it was at an earlier look, or it is lower than that
@@ -39,6 +42,8 @@ pub(crate) struct EpochGuard {
     /// Asks the verifier to verify; it tells here when it has.
     wanted: Notify,
     settled: watch::Sender<()>,
+    /// Asks the relay to look at SQL at once.
+    look_wanted: Notify,
     /// The database's own number, for those who wait for it.
     numbered: watch::Sender<Option<u64>>,
     /// The database as whose process this one can be found by others.
@@ -82,10 +87,14 @@ struct State {
     /// The last order to invalidate everything, because SQL was rolled back.
     order: Option<RowMark>,
     suspended: Option<&'static str>,
+    /// Counts the reasons given for that: what was seen before one does not end it.
+    suspensions: u64,
     /// Counts connections: a belief formed on an earlier one is void.
     connection: u64,
-    /// SQL has not been seen since Redis was connected to.
-    sql_unseen: bool,
+    /// The connection on which Redis was asked last how far it is.
+    asked_on: Option<u64>,
+    /// SQL has not been held against Redis since that was connected to.
+    unproven: bool,
     /// SQL was rolled back, and nobody has been told yet.
     rolled_back: bool,
     /// An epoch was believed in before.
@@ -96,6 +105,14 @@ struct State {
     taken: bool,
     /// The connection on which it was waited in vain for this process to be found.
     unfound_on: Option<u64>,
+}
+
+/// A moment, by which it is told what a look or a delivery that began then may end.
+#[derive(Clone, Copy)]
+pub(crate) struct Vantage {
+    suspensions: u64,
+    /// The connection to Redis, if it had been asked there how far it is.
+    asked_on: Option<u64>,
 }
 
 /// The state of knowledge before a look at SQL.
@@ -121,18 +138,21 @@ pub(super) struct Adopted {
     pub(super) held: bool,
     /// The watermark that Redis had to have reached, as SQL had said.
     pub(super) known: u64,
+    /// Whether a look at SQL on the same connection leaves nothing to be told by another.
+    pub(super) proven: bool,
 }
 
 impl EpochGuard {
     pub(crate) fn new(rules: EpochRules) -> Self {
         let state = State {
-            sql_unseen: true,
+            unproven: true,
             ..State::default()
         };
         Self {
             state: Mutex::new(state),
             wanted: Notify::new(),
             settled: watch::Sender::default(),
+            look_wanted: Notify::new(),
             numbered: watch::Sender::default(),
             present: watch::Sender::default(),
             rules,
@@ -142,7 +162,7 @@ impl EpochGuard {
     /// The present belief, if there is one and Redis is read.
     pub(super) fn epoch_view_at_once(&self) -> Option<EpochView> {
         let state = self.state.lock();
-        let is_read = state.suspended.is_none();
+        let is_read = state.unread_because().is_none();
         is_read.then(|| self.view(&state)).flatten()
     }
 
@@ -219,7 +239,7 @@ impl EpochGuard {
         let mut state = self.state.lock();
         state.epoch = None;
         state.connection += 1;
-        state.sql_unseen = true;
+        state.unproven = true;
         drop(state);
         self.wanted.notify_one();
     }
@@ -279,7 +299,6 @@ impl EpochGuard {
         if state.claimed == before.claimed {
             state.claimed = 0;
         }
-        state.sql_unseen &= state.connection != before.connection;
         if let Some(database) = glance.database {
             state.database = Some(database);
             let own = number_text(database);
@@ -297,7 +316,7 @@ impl EpochGuard {
     /// be behind.
     pub(super) fn without_look(&self) {
         let mut state = self.state.lock();
-        state.sql_unseen |= state.claimed > state.known;
+        state.unproven |= state.claimed > state.known;
         state.claimed = 0;
     }
 
@@ -306,11 +325,15 @@ impl EpochGuard {
     pub(super) fn adopt(&self, connection: u64, found: Option<Adopted>) -> bool {
         let taken = found.is_none();
         let known = found.as_ref().map(|found| found.known);
-        let (was_taken, anew) = {
+        let (was_taken, anew, unproven) = {
             let mut state = self.state.lock();
             let was_taken = std::mem::replace(&mut state.taken, taken);
-            (was_taken, state.adopt(connection, found))
+            let anew = state.adopt(connection, found);
+            (was_taken, anew, state.unproven)
         };
+        if unproven && !taken {
+            self.look_wanted.notify_one();
+        }
         // Told without the lock: whoever listens may ask for the status.
         match (was_taken, taken) {
             (false, true) => tracing::warn!("{TAKEN}"),
@@ -433,26 +456,57 @@ impl EpochGuard {
         state.claimed = state.claimed.max(watermark);
     }
 
-    /// Stops or resumes reading from Redis; says whether that is a change.
-    pub(crate) fn suspend(&self, reason: Option<&'static str>) -> bool {
-        let mut state = self.state.lock();
-        std::mem::replace(&mut state.suspended, reason).is_some() != reason.is_some()
+    /// Waits until a look at SQL is wanted at once.
+    pub(crate) async fn look_wanted(&self) {
+        self.look_wanted.notified().await;
     }
 
+    /// Returns the moment, before a look or a delivery.
+    pub(crate) fn vantage(&self) -> Vantage {
+        let state = self.state.lock();
+        Vantage {
+            suspensions: state.suspensions,
+            asked_on: state.asked_on.filter(|on| *on == state.connection),
+        }
+    }
+
+    /// Stops reading from Redis; says whether that is a change.
+    pub(crate) fn suspend(&self, reason: &'static str) -> bool {
+        let mut state = self.state.lock();
+        state.suspensions += 1;
+        state.suspended.replace(reason).is_none()
+    }
+
+    /// Resumes reading from Redis, since nothing waits any more; says whether that is a change. Who
+    /// began to find that out before there was a reason to stop knows nothing of it.
+    pub(crate) fn resume(&self, since: Vantage) -> bool {
+        let mut state = self.state.lock();
+        let knows = state.suspensions == since.suspensions && !state.rolled_back;
+        knows && state.suspended.take().is_some()
+    }
+
+    /// Notes that SQL was held against Redis by a look that began then, and that Redis is not read
+    /// if there is a reason for that.
+    pub(crate) fn prove(&self, since: Vantage) {
+        let mut state = self.state.lock();
+        state.unproven &= since.asked_on != Some(state.connection);
+    }
+
+    /// Returns the reason why Redis is not read, if SQL gives one.
     pub(crate) fn suspended(&self) -> Option<&'static str> {
-        self.state.lock().suspended
+        self.state.lock().unread_because()
     }
 
     /// Whether to have heard everything proves nothing, because an invalidation waits that has not
     /// been announced, or SQL has not said how many there are.
     pub(crate) fn is_blind(&self) -> bool {
         let state = self.state.lock();
-        state.suspended.is_some() || (state.sql_unseen && self.rules.await_sql)
+        state.unread_because().is_some() || (state.unproven && self.rules.await_sql)
     }
 
-    /// Whether SQL was seen since Redis was connected to.
-    pub(crate) fn sql_seen(&self) -> bool {
-        !self.state.lock().sql_unseen
+    /// Whether SQL was held against Redis since that was connected to.
+    pub(crate) fn is_proven(&self) -> bool {
+        !self.state.lock().unproven
     }
 
     /// Returns the watermark that Redis must have reached, by what SQL said.
@@ -479,7 +533,7 @@ impl EpochGuard {
             epoch: epoch.clone(),
             watermark: state.known.max(state.claimed),
             server: NO_SERVER,
-            proven: !state.sql_unseen || !self.rules.await_sql,
+            proven: !state.unproven || !self.rules.await_sql,
         })
     }
 }
@@ -488,6 +542,11 @@ impl State {
     /// Says whether that was not known yet.
     fn note_rollback(&mut self) -> bool {
         !std::mem::replace(&mut self.rolled_back, true)
+    }
+
+    /// A rollback is a reason from the moment at which it is known.
+    fn unread_because(&self) -> Option<&'static str> {
+        self.suspended.or(self.rolled_back.then_some(ROLLED_BACK))
     }
 
     /// Says whether a new epoch is a beginning anew.
@@ -502,6 +561,8 @@ impl State {
             self.epoch = Some(found.epoch.into());
             self.redis_at = found.watermark;
             self.delivery = found.delivery;
+            self.asked_on = Some(connection);
+            self.unproven &= !found.proven;
         }
         anew
     }
@@ -521,6 +582,9 @@ fn tell_of_rollback(at: u64, known: u64, redis_at: u64) {
 const PRESENCE_LIMIT: Duration = Duration::from_secs(1);
 
 pub(crate) const TAKEN: &str = "another database uses this namespace in this Redis, and was there first: each needs a namespace of its own";
+
+pub(crate) const ROLLED_BACK: &str =
+    "the database was rolled back, and everything has yet to be invalidated";
 
 /// Returns the beginning of the epochs of a database of this number.
 pub(crate) fn number_text(number: u64) -> String {
@@ -547,6 +611,99 @@ mod tests {
 
     fn waits(guard: &EpochGuard) -> bool {
         guard.await_presence().now_or_never().is_none()
+    }
+
+    /// Looks as the relay does, until it would have to give an order.
+    fn watch_sql_at(guard: &EpochGuard, watermark: u64) {
+        let (since, before) = (guard.vantage(), guard.before_look());
+        let glance = Glance {
+            database: Some(7),
+            watermark,
+            waiting: Vec::new(),
+            complete: true,
+            spread: 0,
+        };
+        guard.after_look(before, &glance);
+        if !guard.is_rolled_back() {
+            guard.resume(since);
+            guard.prove(since);
+        }
+    }
+
+    fn found(watermark: u64, proven: bool) -> Adopted {
+        Adopted {
+            epoch: number_text(7),
+            watermark,
+            delivery: None,
+            begun: false,
+            held: true,
+            known: 5,
+            proven,
+        }
+    }
+
+    /// Nobody has outlived the rollback, so that nothing but Redis tells of it.
+    #[test]
+    fn k16_a_look_at_sql_from_before_redis_was_asked_does_not_prove_it() {
+        let guard = guard_of(7);
+        guard.doubt_all();
+        watch_sql_at(&guard, 5);
+        guard.adopt(1, Some(found(10, false)));
+        let view = guard.epoch_view_at_once().expect("it is read, as stale");
+        assert!(!view.proven && guard.is_blind());
+        watch_sql_at(&guard, 5);
+        assert!(guard.epoch_view_at_once().is_none(), "SQL was rolled back");
+
+        let guard = guard_of(7);
+        guard.adopt(0, Some(found(10, false)));
+        watch_sql_at(&guard, 10);
+        assert!(guard.is_proven(), "SQL has caught up");
+        guard.doubt_all();
+        watch_sql_at(&guard, 10);
+        assert!(!guard.is_proven(), "it may be another Redis");
+        guard.adopt(1, Some(found(10, true)));
+        assert!(guard.is_proven(), "both are equally far");
+    }
+
+    #[tokio::test]
+    async fn k16_a_redis_that_one_look_cannot_prove_asks_for_another_unless_it_is_anothers() {
+        let wanted = |guard: &EpochGuard| guard.look_wanted().now_or_never().is_some();
+        let guard = guard_of(7);
+        guard.adopt(0, None);
+        assert!(!wanted(&guard), "each look would ask again");
+        guard.adopt(0, Some(found(10, false)));
+        assert!(wanted(&guard));
+        guard.adopt(0, Some(found(10, true)));
+        assert!(!wanted(&guard));
+    }
+
+    /// Whether a look tells, or a delivery that Redis refuses.
+    #[test]
+    fn k16_redis_is_not_read_from_the_moment_at_which_a_rollback_is_known() {
+        let guard = guard_of(7);
+        guard.adopt(0, Some(found(10, true)));
+        assert!(guard.epoch_view_at_once().is_some() && !guard.is_blind());
+        guard.on_fall(5);
+        assert!(guard.epoch_view_at_once().is_none() && guard.is_blind());
+        assert_eq!(guard.suspended(), Some(ROLLED_BACK));
+    }
+
+    /// A delivery that found nothing ends when a look has found that everything was lost.
+    #[test]
+    fn k16_who_began_before_there_was_a_reason_not_to_read_redis_does_not_end_it() {
+        let guard = guard_of(7);
+        let began = guard.vantage();
+        assert!(guard.suspend(ROLLED_BACK));
+        assert!(!guard.resume(began) && guard.suspended().is_some());
+        guard.on_fall(5);
+        assert!(!guard.resume(guard.vantage()), "it is not ordered yet");
+        let order = RowMark {
+            id: 1,
+            created_at: 1,
+        };
+        guard.all_is_ordered(order);
+        assert!(guard.suspended().is_some(), "nor delivered");
+        assert!(guard.resume(guard.vantage()) && guard.suspended().is_none());
     }
 
     #[tokio::test]

@@ -83,7 +83,7 @@ pub(crate) struct RedisValue {
     pub(crate) tags: Vec<Vec<u8>>,
     pub(crate) payload: Option<Vec<u8>>,
     pub(crate) seen: SeenValue,
-    /// Whether SQL has said how far Redis must be; if not, this is not fresh.
+    /// Whether SQL was held against Redis; if not, this is not fresh.
     pub(crate) proven: bool,
 }
 

@@ -52,7 +52,8 @@ impl RedisTier {
         self.heed_server();
         let connection = guard.before_look().connection;
         let looked = tokio::time::timeout(SQL_LIMIT, self.look_at_sql()).await;
-        if !matches!(looked, Ok(Ok(Some(_)))) {
+        let glance = looked.ok().and_then(Result::ok).flatten();
+        if glance.is_none() {
             guard.without_look();
         }
         guard.await_presence().await;
@@ -71,8 +72,11 @@ impl RedisTier {
             .arg(self.names.publish());
         let (epoch, watermark, begun, held, delivery): (String, u64, bool, bool, String) =
             self.ask(&ask).await?;
+        let level = |glance: &Glance| glance.watermark == watermark && glance.waiting.is_empty();
+        let proven = glance.is_some_and(|glance| begun || level(&glance));
         let found = (!epoch.is_empty()).then_some(Adopted {
             epoch,
+            proven,
             watermark,
             delivery: Delivery::parse(&delivery),
             begun,
