@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::Value;
 use serde_json::value::RawValue;
 use steadfast::ConnectionState;
-use steadfast_cache::Target;
+use steadfast_cache::{SourceError, Target};
 use steadfast_server::App;
 
 use crate::failure::{Failure, Status, chain};
@@ -192,12 +192,16 @@ impl Invalidate {
             targets.push(Target::All);
         }
         let app = start(&self.file).await?;
-        let written = Box::pin(app.cache().invalidate(&targets)).await;
+        let confirmed = Box::pin(forget(&app, &targets)).await;
+        let may_serve = may_serve(&app);
         app.close().await;
-        let written = written.map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
-        Ok(line(match written.applied {
-            true => "forgotten, in Redis and in every process",
-            false => "written down; Redis cannot be reached, and will forget as soon as it can",
+        let confirmed = confirmed.map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
+        Ok(line(match (confirmed, may_serve) {
+            (true, _) => "forgotten, in Redis and in every process",
+            (false, true) => "written down; Redis has not confirmed it yet",
+            (false, false) => {
+                "written down; Redis cannot be reached, and will forget as soon as it can"
+            }
         })?)
     }
 }
@@ -234,8 +238,31 @@ impl Warm {
     }
 }
 
-/// How long Redis is waited for at most before the first question.
-const START_LIMIT: Duration = Duration::from_secs(3);
+/// Invalidates, and waits until Redis has confirmed it, for which it may take longer than a service
+/// waits. Returns whether it has.
+async fn forget(app: &App, targets: &[Target]) -> Result<bool, SourceError> {
+    let cache = app.cache();
+    if cache.invalidate(targets).await?.applied {
+        return Ok(true);
+    }
+    let waits = || cache.status().outbox_pending > 0;
+    let confirmed = async {
+        while waits() && may_serve(app) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, confirmed).await;
+    Ok(!waits())
+}
+
+/// Whether Redis serves, or may do so in a moment: no attempt to connect has failed.
+fn may_serve(app: &App) -> bool {
+    let status = app.client().status();
+    status.state != ConnectionState::Down || status.last_error.is_none()
+}
+
+/// How long Redis is waited for at most, before the first question and for what it is to confirm.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The service without its listener, and without what stands between it and its callers: whoever
 /// may read the file needs no token.
@@ -249,18 +276,17 @@ async fn start(file: &File) -> Result<App, Failure> {
     // So that the first read finds Redis in use, if there is one; without it everything works all
     // the same.
     let in_use = async {
-        let may_come = || app.client().state() != ConnectionState::Down;
         let is_in_use = || {
             app.cache()
                 .status()
                 .redis
                 .is_some_and(|redis| redis.trusted)
         };
-        while may_come() && !is_in_use() {
+        while may_serve(&app) && !is_in_use() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let _ = tokio::time::timeout(START_LIMIT, in_use).await;
+    let _ = tokio::time::timeout(PATIENCE, in_use).await;
     Ok(app)
 }
 

@@ -1,7 +1,9 @@
 use std::io::Write;
 use std::process::Stdio;
 
+use steadfast_drill::fault::{Latency, Toxic};
 use steadfast_drill::process::{Cluster, Redis};
+use steadfast_drill::proxy::Proxy;
 
 use crate::program::{Ended, finish, run, steadfast};
 
@@ -23,7 +25,7 @@ impl Site {
     fn at(redis: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
-            "namespace = 'shop'\n[redis]\nurl = '{redis}'\n[cache]\nredis_limit = '1s'\n[database]\nurl = 'sqlite://{}'\n[ttl.long]\nfresh = '1h'\n\
+            "namespace = 'shop'\n[redis]\nurl = '{redis}'\ndeadline = '3s'\n[cache]\nredis_limit = '3s'\n[database]\nurl = 'sqlite://{}'\n[ttl.long]\nfresh = '1h'\nhard_limit = '30s'\n\
              [queries.square]\nsql = 'SELECT :n * :n AS square'\nkey = 'square:{{n}}'\nttl = 'long'\ntags = ['squares']\n\
              params.n = {{ type = 'integer' }}\n",
             folder.path().join("shop.db").display()
@@ -90,6 +92,19 @@ async fn what_is_cached_can_be_listed_asked_for_and_forgotten() {
 async fn what_is_cached_on_a_cluster_can_be_listed_asked_for_and_forgotten() {
     let cluster = Cluster::shared().await.unwrap();
     listed_asked_for_and_forgotten(&Site::at(&cluster.url())).await;
+}
+
+/// To connect to it takes longer than calls of a service wait for it, and to confirm an
+/// invalidation longer than its writers do.
+#[tokio::test]
+async fn a_redis_that_is_far_away_is_waited_for() {
+    let redis = Redis::start().await.unwrap();
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+    let far = Latency::of_millis(300);
+    proxy.add(Toxic::new(far)).await.unwrap();
+    let site = Site::at(&format!("redis://{}", proxy.addr()));
+    let ended = site.cache(&["invalidate", "square:2"]).await;
+    assert!(ended.stdout.contains("forgotten"), "{}", ended.all());
 }
 
 async fn listed_asked_for_and_forgotten(site: &Site) {
