@@ -345,11 +345,12 @@ impl Relay {
             let known = redis.epoch_guard.known_watermark();
             let most = self.batch.load(Ordering::Relaxed);
             let batch = self.outbox.take_batch(most).await?;
-            if redis.epoch_guard.has_fallen(known, batch.watermark)
-                || redis.epoch_guard.is_rolled_back()
-            {
+            if redis.epoch_guard.has_fallen(known, batch.watermark) {
+                redis.epoch_guard.on_fall(batch.watermark);
+            }
+            if redis.epoch_guard.is_rolled_back() {
                 // To deliver would take it past where it was, and hide that it fell; and that
-                // nothing waits may mean that it was lost. The next look sees to it.
+                // nothing waits may mean that it was lost. A look sees to it, at once.
                 self.outbox.leave(batch).await?;
                 return Ok(false);
             }

@@ -65,11 +65,13 @@ pub struct CacheStatus {
 pub struct RedisTrust {
     /// Whether values are read from it.
     pub trusted: bool,
-    /// The reason why none are read, if that is the outbox, or that another database uses the same
-    /// namespace.
+    /// The reason why none are read, if that is the outbox, that the database was rolled back, or
+    /// that another database uses the same namespace.
     pub suspended: Option<&'static str>,
-    /// Whether the database was held against Redis since that was connected to; until then the
-    /// values of Redis count as stale.
+    /// Whether the database was held against Redis since that was connected to, by a look that
+    /// began when it was known how far Redis is. Until then the values of Redis count as stale;
+    /// except that they count as fresh while memory does, for 1 s at most after the connection was
+    /// lost, and while they are younger than 1 s.
     pub proven: bool,
     /// The epoch of its values, if it is known to be current.
     pub epoch: Option<String>,

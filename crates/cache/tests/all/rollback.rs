@@ -155,6 +155,25 @@ async fn k16_what_redis_holds_is_not_fresh_before_sql_was_asked_whether_it_fell(
     .await;
 }
 
+/// The next regular look is far off: it is a write, and its delivery, that shows SQL to have fallen.
+#[tokio::test]
+async fn k16_a_rollback_that_a_delivery_notices_is_seen_to_at_once() {
+    let site = Site::start().await;
+    let builder = site.builder().await.outbox_poll(Duration::from_secs(60));
+    let cache = builder.build().await.unwrap();
+    for version in 1..=4 {
+        write_everywhere(&cache, 7, version).await;
+    }
+    reads_at_last(&cache, "4").await;
+    roll_back(&site.database, 100, 1).await;
+    write_everywhere(&cache, 8, 1).await;
+    reads_at_last(&cache, "100").await;
+    eventually("Redis is read again", || async {
+        cache.status().redis.unwrap().trusted
+    })
+    .await;
+}
+
 /// On SQLite nothing is locked while a relay waits for Redis.
 #[tokio::test]
 async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {

@@ -875,6 +875,12 @@ async fn k7_an_invalidation_can_be_written_by_any_driver() {
             == Some("2")
     })
     .await;
+    eventually("one is confirmed in time", || async {
+        let (statements, invalidation) = first.invalidation(&[Target::key("a")]).await.unwrap();
+        execute(&site.database, statements).await;
+        invalidation.apply().await
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -91,8 +91,8 @@ struct State {
     suspensions: u64,
     /// Counts connections: a belief formed on an earlier one is void.
     connection: u64,
-    /// The connection on which Redis was asked last how far it is.
-    asked_on: Option<u64>,
+    /// How often Redis was asked how far it is, since it was connected to.
+    asked: u64,
     /// SQL has not been held against Redis since that was connected to.
     unproven: bool,
     /// SQL was rolled back, and nobody has been told yet.
@@ -111,8 +111,9 @@ struct State {
 #[derive(Clone, Copy)]
 pub(crate) struct Vantage {
     suspensions: u64,
-    /// The connection to Redis, if it had been asked there how far it is.
-    asked_on: Option<u64>,
+    connection: u64,
+    /// How often Redis had been asked on it how far it is: what is found later is another matter.
+    asked: u64,
 }
 
 /// The state of knowledge before a look at SQL.
@@ -239,6 +240,7 @@ impl EpochGuard {
         let mut state = self.state.lock();
         state.epoch = None;
         state.connection += 1;
+        state.asked = 0;
         state.unproven = true;
         drop(state);
         self.wanted.notify_one();
@@ -308,7 +310,7 @@ impl EpochGuard {
         }
         drop(state);
         if rolled_back {
-            tell_of_rollback(at, known, redis_at);
+            self.tell_of_rollback(at, known, redis_at);
         }
     }
 
@@ -420,15 +422,29 @@ impl EpochGuard {
         self.rules.heed_rollback && self.rules.heed_watermark
     }
 
-    /// Notes that Redis is ahead of SQL, whose watermark is this, for no reason that there may be.
+    /// Notes that SQL, whose watermark is this, is behind what it was or, for no reason that there
+    /// may be, behind Redis.
     pub(crate) fn on_fall(&self, at: u64) {
         let mut state = self.state.lock();
         let (known, redis_at) = (state.known, state.redis_at);
         let rolled_back = state.note_rollback();
         drop(state);
         if rolled_back {
-            tell_of_rollback(at, known, redis_at);
+            self.tell_of_rollback(at, known, redis_at);
         }
+    }
+
+    /// A look gives the order that everything be invalidated. If it is a look that has noticed, it
+    /// does so itself, and costs one more, to which the same is no news. Without the lock, as
+    /// whoever listens may ask for the status.
+    fn tell_of_rollback(&self, at: u64, known: u64, redis_at: u64) {
+        self.look_wanted.notify_one();
+        tracing::warn!(
+            at,
+            known,
+            redis_at,
+            "the database was rolled back: everything is invalidated"
+        );
     }
 
     /// Whether SQL was rolled back, and everything has yet to be invalidated because of it.
@@ -466,7 +482,8 @@ impl EpochGuard {
         let state = self.state.lock();
         Vantage {
             suspensions: state.suspensions,
-            asked_on: state.asked_on.filter(|on| *on == state.connection),
+            connection: state.connection,
+            asked: state.asked,
         }
     }
 
@@ -478,18 +495,28 @@ impl EpochGuard {
     }
 
     /// Resumes reading from Redis, since nothing waits any more; says whether that is a change. Who
-    /// began to find that out before there was a reason to stop knows nothing of it.
+    /// began to find that out before there was a reason to stop knows nothing of it: a look is to
+    /// find it out anew.
     pub(crate) fn resume(&self, since: Vantage) -> bool {
         let mut state = self.state.lock();
+        if state.suspended.is_none() {
+            return false;
+        }
         let knows = state.suspensions == since.suspensions && !state.rolled_back;
-        knows && state.suspended.take().is_some()
+        if knows {
+            state.suspended = None;
+        } else {
+            self.look_wanted.notify_one();
+        }
+        knows
     }
 
     /// Notes that SQL was held against Redis by a look that began then, and that Redis is not read
     /// if there is a reason for that.
     pub(crate) fn prove(&self, since: Vantage) {
         let mut state = self.state.lock();
-        state.unproven &= since.asked_on != Some(state.connection);
+        let same = (state.connection, state.asked) == (since.connection, since.asked);
+        state.unproven &= !same || since.asked == 0;
     }
 
     /// Returns the reason why Redis is not read, if SQL gives one.
@@ -561,21 +588,11 @@ impl State {
             self.epoch = Some(found.epoch.into());
             self.redis_at = found.watermark;
             self.delivery = found.delivery;
-            self.asked_on = Some(connection);
+            self.asked += 1;
             self.unproven &= !found.proven;
         }
         anew
     }
-}
-
-/// Without the lock, as whoever listens may ask for the status.
-fn tell_of_rollback(at: u64, known: u64, redis_at: u64) {
-    tracing::warn!(
-        at,
-        known,
-        redis_at,
-        "the database was rolled back: everything is invalidated"
-    );
 }
 
 /// A process goes on without being found by others after so long: it may not be able to listen.
@@ -611,6 +628,10 @@ mod tests {
 
     fn waits(guard: &EpochGuard) -> bool {
         guard.await_presence().now_or_never().is_none()
+    }
+
+    fn wants_a_look(guard: &EpochGuard) -> bool {
+        guard.look_wanted().now_or_never().is_some()
     }
 
     /// Looks as the relay does, until it would have to give an order.
@@ -665,16 +686,60 @@ mod tests {
         assert!(guard.is_proven(), "both are equally far");
     }
 
+    /// On the same connection, as where a proxy leads to another server.
+    #[test]
+    fn k16_a_look_at_sql_does_not_prove_what_was_found_in_redis_since_it_began() {
+        let guard = guard_of(7);
+        guard.adopt(0, Some(found(10, false)));
+        let began = guard.vantage();
+        guard.on_behind();
+        guard.adopt(0, Some(found(20, false)));
+        guard.prove(began);
+        assert!(!guard.is_proven());
+        guard.prove(guard.vantage());
+        assert!(guard.is_proven());
+        guard.doubt_all();
+        guard.prove(guard.vantage());
+        assert!(!guard.is_proven(), "it was not asked on this connection");
+    }
+
     #[tokio::test]
     async fn k16_a_redis_that_one_look_cannot_prove_asks_for_another_unless_it_is_anothers() {
-        let wanted = |guard: &EpochGuard| guard.look_wanted().now_or_never().is_some();
         let guard = guard_of(7);
         guard.adopt(0, None);
-        assert!(!wanted(&guard), "each look would ask again");
+        assert!(!wants_a_look(&guard), "each look would ask again");
         guard.adopt(0, Some(found(10, false)));
-        assert!(wanted(&guard));
+        assert!(wants_a_look(&guard));
         guard.adopt(0, Some(found(10, true)));
-        assert!(!wanted(&guard));
+        assert!(!wants_a_look(&guard));
+    }
+
+    /// The next regular look may be a day away.
+    #[tokio::test]
+    async fn k16_a_rollback_asks_once_for_the_look_that_orders_what_it_takes() {
+        let guard = guard_of(7);
+        guard.on_fall(5);
+        assert!(wants_a_look(&guard), "a delivery has noticed");
+        guard.on_fall(5);
+        watch_sql_at(&guard, 5);
+        assert!(!wants_a_look(&guard), "looks would chain without end");
+
+        let guard = guard_of(7);
+        watch_sql_at(&guard, 5);
+        assert!(!wants_a_look(&guard));
+        watch_sql_at(&guard, 4);
+        assert!(wants_a_look(&guard), "it may be the verifier's look");
+    }
+
+    #[tokio::test]
+    async fn k16_a_delivery_that_may_not_have_redis_read_again_asks_for_a_look_that_may() {
+        let guard = guard_of(7);
+        let began = guard.vantage();
+        guard.resume(began);
+        assert!(!wants_a_look(&guard), "it is read");
+        guard.suspend("invalidations wait");
+        assert!(!guard.resume(began) && wants_a_look(&guard));
+        assert!(guard.resume(guard.vantage()) && !wants_a_look(&guard));
     }
 
     /// Whether a look tells, or a delivery that Redis refuses.

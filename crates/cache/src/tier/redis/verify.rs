@@ -72,8 +72,7 @@ impl RedisTier {
             .arg(self.names.publish());
         let (epoch, watermark, begun, held, delivery): (String, u64, bool, bool, String) =
             self.ask(&ask).await?;
-        let level = |glance: &Glance| glance.watermark == watermark && glance.waiting.is_empty();
-        let proven = glance.is_some_and(|glance| begun || level(&glance));
+        let proven = glance.is_some_and(|glance| begun || is_level(&glance, watermark));
         let found = (!epoch.is_empty()).then_some(Adopted {
             epoch,
             proven,
@@ -88,6 +87,11 @@ impl RedisTier {
         }
         Ok(())
     }
+}
+
+/// Whether SQL and Redis are equally far, and nothing waits that Redis has not been told.
+fn is_level(glance: &Glance, watermark: u64) -> bool {
+    glance.watermark == watermark && glance.waiting.is_empty()
 }
 
 const SQL_LIMIT: Duration = Duration::from_secs(1);
@@ -116,3 +120,30 @@ redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3]) \
 redis.call('SET', KEYS[1], ARGV[2]) \
 redis.call('SET', KEYS[2], at) \
 return {ARGV[2], at, 1, epoch and 1 or 0, ''}";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::{RowMark, WaitingRow};
+
+    /// As when a process died between a commit and its relay, and nobody else ran.
+    #[test]
+    fn k16_a_redis_as_far_as_sql_is_not_proven_while_invalidations_wait() {
+        let mut glance = Glance {
+            database: Some(7),
+            watermark: 5,
+            waiting: Vec::new(),
+            complete: true,
+            spread: 0,
+        };
+        assert!(is_level(&glance, 5) && !is_level(&glance, 6));
+        glance.waiting.push(WaitingRow {
+            mark: RowMark {
+                id: 1,
+                created_at: 1,
+            },
+            age_ms: 0,
+        });
+        assert!(!is_level(&glance, 5));
+    }
+}
