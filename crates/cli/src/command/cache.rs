@@ -32,6 +32,9 @@ Examples:
     Get(Get),
     /// Forget keys and tags, in every process of the service
     #[command(after_help = "\
+It ends with 0 once it is written down in the database, from where it reaches Redis and every process.
+What it prints says whether Redis has confirmed it within 3 s, and if not, what is in the way.
+
 Examples:
   steadfast cache invalidate --config steadfast.toml users:id:7
   steadfast cache invalidate --config steadfast.toml --tag users
@@ -193,16 +196,20 @@ impl Invalidate {
         }
         let app = start(&self.file).await?;
         let confirmed = Box::pin(forget(&app, &targets)).await;
-        let may_serve = may_serve(&app);
+        let (may_serve, redis) = (may_serve(&app), app.cache().status().redis);
         app.close().await;
         let confirmed = confirmed.map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
-        Ok(line(match (confirmed, may_serve) {
-            (true, _) => "forgotten, in Redis and in every process",
-            (false, true) => "written down; Redis has not confirmed it yet",
-            (false, false) => {
-                "written down; Redis cannot be reached, and will forget as soon as it can"
+        let unread_because = redis.and_then(|redis| redis.suspended);
+        Ok(match (confirmed, may_serve, unread_because) {
+            (true, ..) => line("forgotten, in Redis and in every process"),
+            (false, false, _) => {
+                line("written down; Redis cannot be reached, and will forget as soon as it can")
             }
-        })?)
+            (false, true, Some(reason)) => {
+                line(format_args!("written down; Redis is not read: {reason}"))
+            }
+            (false, true, None) => line("written down; Redis has not confirmed it yet"),
+        }?)
     }
 }
 
@@ -273,14 +280,12 @@ async fn start(file: &File) -> Result<App, Failure> {
     let app = Box::pin(App::start(config))
         .await
         .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
-    // So that the first read finds Redis in use, if there is one; without it everything works all
-    // the same.
+    // So that the first read finds Redis in use and does not take it for stale, if there is one;
+    // without it everything works all the same.
     let in_use = async {
         let is_in_use = || {
-            app.cache()
-                .status()
-                .redis
-                .is_some_and(|redis| redis.trusted)
+            let redis = app.cache().status().redis;
+            redis.is_some_and(|redis| redis.trusted && redis.proven)
         };
         while may_serve(&app) && !is_in_use() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,6 +1,8 @@
 use std::io::Write;
 use std::process::Stdio;
+use std::time::Duration;
 
+use steadfast_cache::{Cache, Database, DatabaseOptions, Ttl};
 use steadfast_drill::fault::{Latency, Toxic};
 use steadfast_drill::process::{Cluster, Redis};
 use steadfast_drill::proxy::Proxy;
@@ -105,6 +107,35 @@ async fn a_redis_that_is_far_away_is_waited_for() {
     let site = Site::at(&format!("redis://{}", proxy.addr()));
     let ended = site.cache(&["invalidate", "square:2"]).await;
     assert!(ended.stdout.contains("forgotten"), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn a_namespace_that_another_database_has_taken_is_named_as_what_is_in_the_way() {
+    let site = Site::start().await;
+    let url = site.redis.as_ref().unwrap().url();
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite://{}", folder.path().join("other.db").display());
+    let database = Database::connect(&database, DatabaseOptions::default()).unwrap();
+    let client = steadfast::Client::builder(&url).unwrap();
+    let other = Cache::builder(database)
+        .namespace("shop")
+        .class("long", Ttl::default())
+        .redis(client.connect().await.unwrap());
+    let other = other.build().await.unwrap();
+    let has_it = async {
+        while !other.status().redis.is_some_and(|redis| redis.trusted) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), has_it)
+        .await
+        .unwrap();
+    let ended = site.cache(&["invalidate", "square:2"]).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    let told = ended
+        .stdout
+        .contains("another database uses this namespace");
+    assert!(told, "{}", ended.all());
 }
 
 async fn listed_asked_for_and_forgotten(site: &Site) {

@@ -308,7 +308,8 @@ const SLOW: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s9_sigterm_under_load_fails_not_one_request_that_was_accepted() {
     let site = Site::start().await;
-    // What takes a second takes ten on a machine that has much else to do, and is not to be given up.
+    // What takes a second takes ten on a machine that has much else to do, and is not to be given
+    // up.
     let settings = [
         ("STEADFAST__SERVER__DRAIN_DELAY", "300ms"),
         ("STEADFAST__SERVER__DRAIN_LIMIT", "60s"),
