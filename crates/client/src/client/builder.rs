@@ -124,8 +124,9 @@ impl ClientBuilder {
 
     /// Sets how long calls wait for the next connection at the start of an outage; after that they
     /// are refused at once. The grace comes back after 5 s of health. Default: 250 ms. Zero: never
-    /// wait. For the first attempt to connect to a node that a cluster has named they wait longer,
-    /// for up to [`connect_timeout`](Self::connect_timeout), until it has failed.
+    /// wait. Unless it is zero, calls wait longer for the first attempt to connect to a node of a
+    /// cluster: until it has failed, for up to [`connect_timeout`](Self::connect_timeout) or half
+    /// of [`deadline`](Self::deadline), whichever is shorter.
     pub fn reconnect_grace(mut self, wait: Duration) -> Self {
         self.settings.reconnect_grace = wait;
         self

@@ -114,9 +114,10 @@ pub(crate) struct Driver {
     needs_flush: bool,
     /// Replies handed out since callers last got their turn.
     handed_out: usize,
-    /// The instant of giving all others a turn, and how long that took the last time.
+    /// The instant of giving all others a turn.
     yielded_at: Option<Instant>,
-    lap: Duration,
+    /// Where their turns took long, the instant until which this one hands out replies.
+    turn_until: Option<Instant>,
     /// Whether callers have other connections too, as in a cluster: then they are woken by the
     /// replies of one and write on another, and each would be written for alone.
     gathers: bool,
@@ -235,7 +236,7 @@ impl Driver {
             needs_flush: false,
             handed_out: 0,
             yielded_at: None,
-            lap: Duration::ZERO,
+            turn_until: None,
             gathers: link.is_some() && shared.settings.member.is_some(),
             parked: false,
             last_words: None,
@@ -300,9 +301,11 @@ impl Driver {
     fn turn(&mut self, conn: &mut Conn<Job>, cx: &mut Context<'_>) -> Result<(), End> {
         let mut now = clock::now();
         self.notice_stall(conn, now);
-        if let Some(yielded_at) = self.yielded_at.take() {
-            self.lap = now.saturating_duration_since(yielded_at);
-        }
+        let lap = self
+            .yielded_at
+            .take()
+            .map(|at| now.saturating_duration_since(at));
+        self.turn_until = lap.and_then(replies::long_turn).map(|long| now + long);
         let mut gathers = std::mem::take(&mut self.parked) && self.gathers && conn.awaiting() > 0;
         loop {
             if !gathers {
@@ -313,15 +316,8 @@ impl Driver {
                 self.write(conn, cx, now)?;
             }
             if self.hand_out(conn, now)? {
-                // A peer that never stops talking must not keep deadlines from being kept.
-                if conn.poll_timeout().is_some_and(|at| at <= now)
-                    && self.look_again.is_none_or(|at| at <= now)
-                {
-                    self.lapse(conn, now);
-                }
                 self.handed_out = 0;
-                self.give_way(cx);
-                return Ok(());
+                return self.give_way(conn, cx, now);
             }
             if self.read(conn, cx)? {
                 now = clock::now();
@@ -333,8 +329,7 @@ impl Driver {
             // wake it to write one command alone.
             let answered = std::mem::take(&mut self.handed_out);
             if answered > 1 || gathers && conn.awaiting() > 0 {
-                self.give_way(cx);
-                return Ok(());
+                return self.give_way(conn, cx, now);
             }
             if std::mem::take(&mut gathers) {
                 continue;
@@ -348,10 +343,24 @@ impl Driver {
         }
     }
 
-    /// Gives all others a turn before the next.
-    fn give_way(&mut self, cx: &Context<'_>) {
+    /// Gives all others a turn before the next. A peer that never stops talking must not keep
+    /// deadlines from being kept.
+    fn give_way(
+        &mut self,
+        conn: &mut Conn<Job>,
+        cx: &mut Context<'_>,
+        mut now: Instant,
+    ) -> Result<(), End> {
+        let due = [conn.poll_timeout(), self.armed]
+            .into_iter()
+            .flatten()
+            .min();
+        if due.is_some_and(|at| at <= now) {
+            self.keep_time(conn, cx, &mut now)?;
+        }
         self.yielded_at = Some(clock::now());
         cx.waker().wake_by_ref();
+        Ok(())
     }
 
     fn park(&self, conn: &Conn<Job>, cx: &mut Context<'_>) -> bool {

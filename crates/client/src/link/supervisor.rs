@@ -123,8 +123,9 @@ impl Supervisor {
         loop {
             let limit = self.shared.settings.connect_timeout;
             let attempt = self.begin_attempt(limit * 5);
-            if self.is_news(attempt) {
-                patience.grace_until = Some(grace_until.max(clock::now() + limit));
+            if self.is_news() {
+                let longer = limit.min(self.shared.settings.deadline / 2);
+                patience.grace_until = Some(grace_until.max(clock::now() + longer));
             }
             let term = self.shared.term();
             let connector = Arc::clone(&self.connector);
@@ -152,9 +153,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     let pause = self.attempt_failed(attempt, &error);
-                    if self.is_news(attempt) {
-                        patience.grace_until = patience.grace_until.map(|_| grace_until);
-                    }
+                    patience.grace_until = patience.grace_until.map(|_| grace_until);
                     let (link, shared) = (Arc::clone(&self.link), Arc::clone(&self.shared));
                     patience
                         .during(async {
@@ -173,17 +172,18 @@ impl Supervisor {
         }
     }
 
-    /// Whether it is the first attempt to connect to a node that a cluster has named. That is no
-    /// outage yet: the node may have taken over from one that was in health, and calls wait for it
-    /// until it has failed.
-    fn is_news(&self, attempt: u32) -> bool {
+    /// Whether no attempt to connect to a node that a cluster has named has succeeded or failed
+    /// yet. That is no outage: the node may have taken over from one that was in health. Calls wait
+    /// longer for it, but so that they are still refused within their time if nothing comes.
+    fn is_news(&self) -> bool {
         let settings = &self.shared.settings;
         let is_owner = settings
             .member
             .as_ref()
             .is_some_and(|node| !node.as_replica);
-        let waits = !settings.reconnect_grace.is_zero();
-        attempt == 1 && is_owner && waits && !self.link.view.lock().was_up
+        let view = self.link.view.lock();
+        let is_tried = view.was_up || view.last_error.is_some();
+        is_owner && !is_tried && !settings.reconnect_grace.is_zero()
     }
 
     fn dial(&self, limit: Duration) -> Dial {

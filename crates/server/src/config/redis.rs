@@ -47,7 +47,9 @@ pub struct RedisConfig {
     /// at most so much later.
     #[serde(serialize_with = "duration")]
     pub reconnect_cap: Duration,
-    /// How long calls wait at the start of an outage, in case it is short; default 250 ms.
+    /// How long calls wait at the start of an outage, in case it is short; default 250 ms. For the
+    /// first connection to a node of a cluster they wait for up to `connect_timeout` or half of
+    /// `deadline`, unless this is zero.
     #[serde(serialize_with = "duration")]
     pub reconnect_grace: Duration,
     /// How often an idle connection is asked whether it lives; default 1 s.

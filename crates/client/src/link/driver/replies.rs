@@ -22,8 +22,8 @@ const WAVE: std::ops::RangeInclusive<usize> = 16..=64;
 /// what they took. It is one task of many: thousands of others (callers that are refused and ask
 /// again, say) would leave it a wave in each of their rounds, a few thousand replies a second.
 const LONG_LAP: Duration = Duration::from_millis(1);
-/// It goes on for so long at most.
-const LONGEST_TURN: Duration = Duration::from_millis(4);
+/// It goes on for so long at most, and then to the end of its wave.
+const LONGEST_TURN: Duration = Duration::from_millis(1);
 /// The time between two reports of the count of successes.
 const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);
 /// Round trips are short below this.
@@ -32,16 +32,15 @@ const FAST: Duration = Duration::from_millis(5);
 impl Driver {
     /// Hands out a wave of replies, or several where turns are rare. True if there may be more.
     pub(super) fn hand_out(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<bool, End> {
-        if self.lap <= LONG_LAP {
-            return self.hand_out_wave(conn, now);
-        }
-        let until = clock::now() + (self.lap / 8).min(LONGEST_TURN);
-        while self.hand_out_wave(conn, now)? {
-            if clock::now() >= until {
-                return Ok(true);
+        loop {
+            let more = self.hand_out_wave(conn, now)?;
+            match self.turn_until {
+                None => return Ok(more),
+                Some(until) if clock::now() >= until => return Ok(true),
+                Some(_) if !more => return Ok(false),
+                Some(_) => {}
             }
         }
-        Ok(false)
     }
 
     /// Hands out up to a wave of replies. True if there may be more.
@@ -221,6 +220,11 @@ impl Driver {
             self.shared.budget.deposit(successes);
         }
     }
+}
+
+/// How long a turn may hand out replies after all others took so long for theirs. `None`: a wave.
+pub(super) fn long_turn(lap: Duration) -> Option<Duration> {
+    (lap > LONG_LAP).then(|| (lap / 8).min(LONGEST_TURN))
 }
 
 /// The server has answered a question of ours by what is no answer to it.

@@ -254,6 +254,33 @@ async fn c12_the_rarer_a_drivers_turns_are_the_more_it_hands_out_in_each() {
     }
 }
 
+#[test]
+fn c12_a_turn_lasts_an_eighth_of_all_others_and_never_long() {
+    let turn = |micros| replies::long_turn(Duration::from_micros(micros));
+    assert_eq!(turn(1000), None);
+    assert_eq!(turn(1600), Some(Duration::from_micros(200)));
+    assert_eq!(turn(60_000_000), Some(Duration::from_millis(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c1_a_connection_that_is_never_idle_keeps_the_deadlines_of_its_calls() {
+    // Turns that are rare and that are not; answers of a wave and of less in each.
+    for (millis, answers) in [(2, 100), (2, 5), (1, 100), (1, 5)] {
+        let mut rig = Rig::new();
+        let _others: Vec<_> = (0..5000).map(|_| rig.submit("x", 9 * SECOND)).collect();
+        let late = rig.submit("x", MOMENT);
+        rig.turn().await;
+        for _ in 0..20 {
+            rig.say(&"+OK\r\n".repeat(answers)).await;
+            let _ = futures_util::poll!(&mut rig.driver);
+            tokio::time::advance(Duration::from_millis(millis)).await;
+        }
+        let ended = late.pending.now_or_never();
+        let expired = matches!(ended, Some(Ended::Expired { .. }));
+        assert!(expired, "{answers} answers each {millis} ms: {ended:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn c19_each_request_of_a_driver_that_is_dropped_is_told_what_is_known_of_it() {
     for link in [Some(0), None] {
