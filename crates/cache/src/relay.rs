@@ -190,10 +190,16 @@ impl Relay {
                 Ok(false) => self.wake(),
                 Err(_) => {}
             }
+            let epochs = &self.served.redis.epoch_guard;
+            let pause = match epochs.is_rolled_back() {
+                // The order to invalidate everything could not be given.
+                true => self.poll.min(ORDER_AGAIN),
+                false => self.poll,
+            };
             tokio::select! {
                 _ = gone.changed() => return,
-                () = self.served.redis.epoch_guard.look_wanted() => {}
-                () = tokio::time::sleep(self.poll) => {}
+                () = epochs.look_wanted() => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -419,6 +425,9 @@ const WAITING: &str = "invalidations wait in the outbox";
 
 /// A look is rid of rows of a full outbox for so long at most, and one piece of them at least.
 const COLLAPSE_SLICE: Duration = Duration::from_millis(100);
+
+/// The order to invalidate everything is given again after so long at most.
+const ORDER_AGAIN: Duration = Duration::from_secs(1);
 
 /// A delivery that fails for a reason which does not pass is tried again after so long at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
