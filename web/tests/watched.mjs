@@ -66,7 +66,8 @@ export class Watched {
     for (const port of sentinels) {
       const watch = [
         `sentinel monitor main 127.0.0.1 ${primary} 2`,
-        'sentinel down-after-milliseconds main 500',
+        // Failovers are asked for: on a busy machine nobody is to be voted out for half a second.
+        'sentinel down-after-milliseconds main 5000',
         'sentinel failover-timeout main 3000',
       ];
       await this.redis(port, watch, ['--sentinel']);
