@@ -155,7 +155,7 @@ async fn k16_what_redis_holds_is_not_fresh_before_sql_was_asked_whether_it_fell(
     .await;
 }
 
-/// The next regular look is far off: it is a write, and its delivery, that shows SQL to have fallen.
+/// The next regular look is far off: a write, and its delivery, shows that SQL has fallen.
 #[tokio::test]
 async fn k16_a_rollback_that_a_delivery_notices_is_seen_to_at_once() {
     let site = Site::start().await;
