@@ -68,10 +68,12 @@ pub enum PubSubEvent {
 ///
 /// For one that is slow, 4 096 messages are kept, of no more bytes than
 /// [`buffered_bytes`](crate::ClientBuilder::buffered_bytes); those past that are dropped and
-/// counted. A server that talks, but leaves a question unanswered or a message unfinished for 20
-/// times the [`response_idle_timeout`](crate::ClientBuilder::response_idle_timeout), is left. The
-/// connection speaks RESP3 where the server does, whatever the URL says, because only there it can
-/// take new credentials without being made anew.
+/// counted. A message past the [`reply_limits`](crate::ClientBuilder::reply_limits) ends the
+/// connection, and the subscriptions are made anew on another. A server that talks, but leaves a
+/// question unanswered or a message unfinished for 20 times the
+/// [`response_idle_timeout`](crate::ClientBuilder::response_idle_timeout), is left. The connection
+/// speaks RESP3 where the server does, whatever the URL says, because only there it can take new
+/// credentials without being made anew.
 ///
 /// ```no_run
 /// use steadfast::PubSubEvent;

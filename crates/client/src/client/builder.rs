@@ -328,7 +328,9 @@ impl ClientBuilder {
 
     /// The largest reply that is accepted; see [`Limits`] for each default and what it costs in
     /// memory. A call whose reply is larger fails at once by [`ErrorKind::ReplyTooLarge`], is not
-    /// made again, and ends its connection, because the rest of the stream cannot be followed.
+    /// made again, and ends its connection, because the rest of the stream cannot be followed. So
+    /// does a message that a [`PubSub`](crate::PubSub) gets: it is not heard, and the cause of
+    /// `Lost` names the limit. In a cluster a subscriber asks for CLUSTER INFO, of about 1 KiB.
     pub fn reply_limits(mut self, limits: Limits) -> Self {
         self.settings.reply_limits = limits;
         self

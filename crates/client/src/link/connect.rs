@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tracing::Instrument;
 
-pub(crate) use self::exchange::{Exchange, auth, proof};
+pub(crate) use self::exchange::{Exchange, OWN_QUESTIONS, auth, proof};
 pub(crate) use self::facts::ServerFacts;
 use self::handshake::Handshake;
 pub(crate) use self::network::{Network, ask_at_each, dial_sentinel, resolved};

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use redis::{PushKind, Value};
 use steadfast_core::report::ClusterInfo;
-use steadfast_core::resp::{Decoder, Limits, encode};
+use steadfast_core::resp::{DecodeError, Decoder, encode};
 use tokio::io::AsyncWriteExt;
 
 use super::SubscriptionKind;
 use crate::clock;
 use crate::credentials::Credentials;
+use crate::error::ErrorKind;
 use crate::link::connect::{self, Established, Location};
 use crate::link::following::Tie;
 use crate::link::rotation::Rotation;
@@ -80,7 +81,7 @@ impl SubscriberWire {
             place: established.facts.place,
             tie: tie.made_to(established.facts.run_id),
             rotation: shared.credentials.rotation(established.credentials),
-            decoder: Decoder::new(Limits::default()),
+            decoder: Decoder::new(shared.settings.reply_limits),
             protocol: established.facts.protocol,
             begun_at: None,
             asked: VecDeque::new(),
@@ -164,10 +165,7 @@ impl SubscriberWire {
         if self.input.is_empty() {
             return Ok(None);
         }
-        let decoded = self
-            .decoder
-            .decode(&self.input)
-            .map_err(|error| Arc::from(error.to_string()))?;
+        let decoded = self.decoder.decode(&self.input).map_err(undecodable)?;
         bytes::Buf::advance(&mut self.input, decoded.consumed);
         let is_whole = decoded.value.is_some() || self.input.is_empty() && self.decoder.is_idle();
         match is_whole {
@@ -291,6 +289,15 @@ impl SubscriberWire {
             _ => Ok(()),
         }
     }
+}
+
+/// The cause of a loss by what cannot be decoded. What is too large is told as it is to callers.
+fn undecodable(error: DecodeError) -> Arc<str> {
+    let told = match error.is_limit() {
+        true => ErrorKind::ReplyTooLarge { limit: error }.to_string(),
+        false => error.to_string(),
+    };
+    told.into()
 }
 
 fn encoded(args: &[&[u8]]) -> Vec<u8> {

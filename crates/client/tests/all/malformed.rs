@@ -5,7 +5,7 @@ use redis::Value;
 use steadfast::{Backoff, Client, ConnectionState};
 use steadfast_drill::scripted::{Script, Server};
 
-use crate::support::{cmd, ms, until, until_state};
+use crate::support::{cmd, ms, until, until_down_for, until_state};
 
 const REPLIES: u64 = 10_000;
 const CLIENTS: u64 = 8;
@@ -57,6 +57,15 @@ fn malformed(seed: u64) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[tokio::test]
+async fn c8_a_reply_in_the_handshake_holds_no_more_than_what_was_asked_can_take() {
+    let claimed = format!("${}\r\n", 2 << 20);
+    let server = Server::start(Script::new().read(1).send(claimed)).await;
+    let server = server.unwrap();
+    let client = Client::builder(&server.url()).unwrap().build().unwrap();
+    until_down_for(&client, "larger than the limit of 1048576").await;
 }
 
 fn resident_bytes() -> usize {

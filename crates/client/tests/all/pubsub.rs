@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use redis::AsyncCommands;
-use steadfast::{Client, ErrorKind, PubSub, PubSubEvent};
+use steadfast::{Client, ErrorKind, Limits, PubSub, PubSubEvent};
 use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 
@@ -265,6 +265,39 @@ async fn c13_sharded_channels_are_heard_and_outlive_their_connection_as_others_d
     }
     let again = pubsub.ssubscribe("orders").await;
     again.expect("one that was ended by its subscriber is no trouble");
+}
+
+#[tokio::test]
+async fn c11_a_message_past_the_limits_is_lost_by_name_and_the_subscriptions_come_back() {
+    let limits = Limits {
+        bulk_bytes: 1_000,
+        ..Limits::default()
+    };
+    for protocol in ["resp2", "resp3"] {
+        let redis = Redis::start().await.unwrap();
+        let url = format!("{}?protocol={protocol}", redis.url());
+        let builder = Client::builder(&url).unwrap().reply_limits(limits);
+        let client = builder.connect().await.unwrap();
+        let mut news = client.pubsub();
+        news.subscribe("news").await.unwrap();
+        assert_eq!(next(&mut news).await, PubSubEvent::Resumed { gap: None });
+        let publish = async |bytes| {
+            let text = "x".repeat(bytes);
+            let publish = ["PUBLISH", "news", &text];
+            redis.command(&publish).await.unwrap()
+        };
+        publish(1_001).await;
+        let PubSubEvent::Lost { cause } = next(&mut news).await else {
+            panic!("{protocol}: it is too large");
+        };
+        assert!(cause.contains("the limit of 1000"), "{cause}");
+        assert!(cause.contains("reply_limits"), "{cause}");
+        let resumed = next(&mut news).await;
+        let is_resumed = matches!(resumed, PubSubEvent::Resumed { gap: Some(_) });
+        assert!(is_resumed, "{resumed:?}");
+        publish(1_000).await;
+        assert_eq!(payload(&mut news).await.len(), 1_000, "{protocol}");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,16 @@ use crate::error::connect::ConnectError;
 use crate::wire::stream::Stream;
 use crate::wire::words::{as_error, command, without_arguments};
 
+/// Bounds on a reply to what the client itself asks a server about the two of them: who it is, what
+/// it thinks of a connection. They are the client's own, as these replies are not those of callers.
+pub(crate) const OWN_QUESTIONS: Limits = Limits {
+    depth: 16,
+    elements: 1 << 16,
+    bulk_bytes: 1 << 20,
+    line_bytes: 1 << 16,
+    total_bytes: 8 << 20,
+};
+
 /// A stream during the handshake: commands out, as many replies in.
 pub(crate) struct Exchange<'a> {
     stream: &'a mut Stream,
@@ -20,7 +30,7 @@ pub(crate) struct Exchange<'a> {
 
 impl<'a> Exchange<'a> {
     pub(crate) fn new(stream: &'a mut Stream, address: &'a str) -> Self {
-        Self::limited(stream, address, Limits::default())
+        Self::limited(stream, address, OWN_QUESTIONS)
     }
 
     /// Begins an exchange with replies up to these limits.

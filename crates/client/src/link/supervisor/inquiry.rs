@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use redis::Value;
-use steadfast_core::resp::{Decoder, Limits, encode};
+use steadfast_core::resp::{Decoder, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::link::connect::OWN_QUESTIONS;
 use crate::wire::identity::Identity;
 use crate::wire::stream::Stream;
 
@@ -43,7 +44,7 @@ pub(super) async fn ask(stream: &mut Stream, about: &Identity) -> Result<Finding
     let broken = |error: std::io::Error| Arc::from(error.to_string());
     stream.write_all(&command).await.map_err(broken)?;
     stream.flush().await.map_err(broken)?;
-    let mut decoder = Decoder::new(Limits::default());
+    let mut decoder = Decoder::new(OWN_QUESTIONS);
     let mut input = BytesMut::with_capacity(1024);
     loop {
         if stream.read_buf(&mut input).await.map_err(broken)? == 0 {
