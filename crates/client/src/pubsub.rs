@@ -4,6 +4,7 @@
 //! told: a loss is reported when it is noticed, and its end together with how long it lasted. A
 //! heartbeat notices a connection that is silent because it is dead.
 
+mod attendance;
 mod feed;
 mod lodging;
 mod subscriber;
@@ -95,6 +96,8 @@ pub struct PubSub {
     control: PubSubControl,
     heard: FeedReader,
     lodging: Arc<Lodging>,
+    /// Whether every subscription stands, as far as was told.
+    stands: bool,
     /// Lives as long as this: what finds the server, where that is not always the same.
     _discovery: Option<Arc<dyn std::fmt::Debug + Send + Sync>>,
 }
@@ -217,6 +220,7 @@ impl PubSub {
             },
             heard,
             lodging,
+            stands: false,
             _discovery: discovery,
         }
     }
@@ -269,23 +273,39 @@ impl PubSub {
     ///
     /// If the client's runtime ends, that is told as [`PubSubEvent::Lost`], and the subscriptions
     /// go on in the runtime of whoever waits here; outside of any there is nothing more to hear,
-    /// and the answer is `None`. If it merely stands still, nothing is heard and nothing told.
+    /// and the answer is `None`. If nobody drives that runtime, or something blocks it, for longer
+    /// than a heartbeat and about a second, that is `Lost` too, for whoever waits in another one;
+    /// once it is driven again, what came meanwhile is heard and `Resumed` follows.
     pub async fn next(&mut self) -> Option<PubSubEvent> {
         std::future::poll_fn(|cx| self.poll(cx)).await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<PubSubEvent>> {
         if let Poll::Ready(event) = self.heard.poll(cx) {
-            return Poll::Ready(event);
+            return Poll::Ready(self.told(event));
         }
         match self.lodging.ensure(cx) {
+            Ok(()) if self.stands && self.lodging.is_unattended() => {
+                let cause = UNATTENDED.to_string().into();
+                Poll::Ready(self.told(Some(PubSubEvent::Lost { cause })))
+            }
             Ok(()) => Poll::Pending,
             // As its runtime ended, it may just have told of that.
             Err(_) => match self.heard.poll(cx) {
                 Poll::Pending => Poll::Ready(None),
-                told => told,
+                Poll::Ready(event) => Poll::Ready(self.told(event)),
             },
         }
+    }
+
+    /// Notes what the listener is told of the subscriptions.
+    fn told(&mut self, event: Option<PubSubEvent>) -> Option<PubSubEvent> {
+        match event {
+            Some(PubSubEvent::Lost { .. }) => self.stands = false,
+            Some(PubSubEvent::Resumed { .. }) => self.stands = true,
+            _ => {}
+        }
+        event
     }
 }
 

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::clock;
 
 /// The time between two looks at each connection.
-const EVERY: Duration = Duration::from_millis(100);
+pub(crate) const EVERY: Duration = Duration::from_millis(100);
 
 static KEPT: Mutex<Watchlist> = Mutex::new(Watchlist {
     running: false,

@@ -9,7 +9,9 @@ use std::task::{Context, Waker};
 
 use parking_lot::Mutex;
 
+use super::attendance::{Attendance, Turns};
 use super::subscriber::Subscriber;
+use crate::clock::keeper;
 use crate::error::{Error, ErrorKind};
 use crate::link::shared::Shared;
 use crate::task::Owned;
@@ -17,6 +19,7 @@ use crate::task::Owned;
 /// See the module.
 pub(super) struct Lodging {
     shared: Arc<Shared>,
+    turns: Arc<Turns>,
     state: Mutex<State>,
 }
 
@@ -27,6 +30,7 @@ struct State {
     task: Option<Owned<()>>,
     /// The listener, to be woken when nobody runs the subscriber any more.
     listener: Option<Waker>,
+    attendance: Attendance,
     is_ended: bool,
 }
 
@@ -39,15 +43,23 @@ impl std::fmt::Debug for Lodging {
 impl Lodging {
     /// Starts the subscriber's task, if there is a runtime for it.
     pub(super) fn of(shared: Arc<Shared>, subscriber: Subscriber) -> Arc<Self> {
+        let turns = subscriber.turns();
         let state = State {
             left: Some(Box::new(subscriber)),
             ..State::default()
         };
         let lodging = Arc::new(Self {
             shared,
+            turns,
             state: Mutex::new(state),
         });
         let _ = lodging.ensure_started();
+        let watched = Arc::downgrade(&lodging);
+        keeper::watch(move |_| {
+            watched
+                .upgrade()
+                .is_some_and(|lodging| lodging.look_after())
+        });
         lodging
     }
 
@@ -91,7 +103,9 @@ impl Lodging {
     /// The same, for a listener that waits.
     pub(super) fn ensure(self: &Arc<Self>, cx: &Context<'_>) -> Result<(), Error> {
         {
-            let listener = &mut self.state.lock().listener;
+            let state = &mut *self.state.lock();
+            state.attendance.listener_runs();
+            let listener = &mut state.listener;
             if !listener
                 .as_ref()
                 .is_some_and(|waker| waker.will_wake(cx.waker()))
@@ -100,6 +114,36 @@ impl Lodging {
             }
         }
         self.ensure_started()
+    }
+
+    /// Looks whether the task takes its turns, and wakes a listener that is to hear that it does
+    /// not. Returns whether there is more to look after.
+    fn look_after(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.is_ended || self.shared.is_closing() {
+            return false;
+        }
+        // One that is not lent to a task is seen to by its listener.
+        let is_lent = state.left.is_none();
+        let wakes = state
+            .attendance
+            .look(&self.turns, is_lent, &self.shared.settings);
+        let listener = state.listener.clone().filter(|_| wakes);
+        drop(state);
+        if let Some(listener) = listener {
+            listener.wake();
+        }
+        true
+    }
+
+    /// Returns whether nobody runs the task, though its listener runs. Then it takes that for told,
+    /// and the task, should it go on, tells that it does.
+    pub(super) fn is_unattended(&self) -> bool {
+        let is_unattended = self.state.lock().attendance.is_missed(&self.turns);
+        if is_unattended {
+            self.turns.miss();
+        }
+        is_unattended
     }
 
     /// Ends the task for good.

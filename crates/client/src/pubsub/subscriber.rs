@@ -10,6 +10,7 @@ use steadfast_core::certainty::{Refusal, refusal};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
+use super::attendance::Turns;
 use super::feed::Feed;
 use super::wire::{Asked, SubscriberWire, parts};
 use super::{Done, PubSubEvent, SubscriptionChange, SubscriptionKind};
@@ -37,6 +38,7 @@ pub(super) struct Subscriber {
     stands: bool,
     /// The times that it failed in a row, after which it pauses.
     failed: u32,
+    turns: Arc<Turns>,
     cannot_connect: CannotConnect,
     rng: fastrand::Rng,
 }
@@ -61,12 +63,17 @@ impl Subscriber {
             last_heard: None,
             stands: false,
             failed: 0,
+            turns: Arc::default(),
             cannot_connect: CannotConnect::default(),
         }
     }
 
     pub(super) fn cannot_connect(&self) -> CannotConnect {
         Arc::clone(&self.cannot_connect)
+    }
+
+    pub(super) fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.turns)
     }
 
     /// Tells the listener that its task has ended, though the client is not closed.
@@ -76,7 +83,8 @@ impl Subscriber {
     }
 
     fn lost(&mut self, cause: Arc<str>) {
-        if std::mem::take(&mut self.stands) {
+        let was_told = self.turns.were_missed();
+        if std::mem::take(&mut self.stands) && !was_told {
             self.feed.tell(PubSubEvent::Lost { cause });
         }
     }
@@ -178,6 +186,14 @@ impl Subscriber {
         let connector = Arc::clone(&self.connector);
         let mut left = std::pin::pin!(connector.left(wire.place));
         loop {
+            self.turns.take();
+            if self.turns.were_missed() {
+                // Messages wait in the socket, or the connection is gone: the server is to say.
+                self.stands = false;
+                if let Err(cause) = wire.ask_for_life().await {
+                    return cause;
+                }
+            }
             self.resume_if_confirmed(wire);
             let tick = wire.next_tick(&self.shared);
             let step = tokio::select! {
@@ -189,18 +205,23 @@ impl Subscriber {
                     Err(error) => Err(error.to_string().into()),
                 },
                 Some(order) = self.changes.recv(), if !wire.authenticates() => {
+                    self.turns.take();
                     self.obey(wire, order).await
                 }
                 parting = wire.tie.parted() => Err(parting.why().into()),
                 () = &mut left => Err(LEFT.into()),
                 fresh = wire.rotation.fresh(), if wire.is_quiet() => {
+                    self.turns.take();
                     wire.give(&fresh, &mut self.rng).await
                 }
                 () = self.feed.room() => {
                     self.feed.settle();
                     Ok(())
                 }
-                () = clock::sleep_fairly_until(tick) => wire.tick(&self.shared).await,
+                () = clock::sleep_fairly_until(tick) => {
+                    self.turns.take();
+                    wire.tick(&self.shared).await
+                }
             };
             let owed = wire.check_owed(tick, &self.shared);
             if let Err(cause) = step.and(owed) {
@@ -210,7 +231,7 @@ impl Subscriber {
     }
 
     fn resume_if_confirmed(&mut self, wire: &mut SubscriberWire) {
-        if !wire.resumed && wire.all_confirmed() {
+        if !self.stands && wire.all_confirmed() && !wire.is_asked_for_life() {
             wire.resumed = true;
             self.stands = true;
             let gap = self
@@ -218,7 +239,7 @@ impl Subscriber {
                 .map(|heard| clock::now().saturating_duration_since(heard));
             self.feed.tell(PubSubEvent::Resumed { gap });
         }
-        if wire.resumed {
+        if self.stands {
             self.last_heard = Some(wire.heard_at);
         }
     }

@@ -64,7 +64,7 @@ pub(super) enum Asked {
 const ON_ITS_WAY: u32 = 20;
 
 /// A peer that takes nothing holds the subscriber up for so long.
-const WRITE: Duration = Duration::from_secs(1);
+pub(super) const WRITE: Duration = Duration::from_secs(1);
 
 impl SubscriberWire {
     pub(super) fn new(established: Established, tie: Tie, shared: &Shared) -> Self {
@@ -263,7 +263,20 @@ impl SubscriberWire {
             let overdue = shared.settings.response_idle_timeout;
             return Err(format!("no answer to a heartbeat within {overdue:?}").into());
         }
-        self.ask(Asked::Ping, &encoded(&[b"PING"])).await
+        self.ask_for_life().await
+    }
+
+    /// Sends a heartbeat, if none is unanswered.
+    pub(super) async fn ask_for_life(&mut self) -> Result<(), Arc<str>> {
+        match self.is_asked_for_life() {
+            true => Ok(()),
+            false => self.ask(Asked::Ping, &encoded(&[b"PING"])).await,
+        }
+    }
+
+    /// Returns whether a heartbeat is unanswered.
+    pub(super) fn is_asked_for_life(&self) -> bool {
+        self.pinged_at().is_some()
     }
 
     /// Fails if the server talks on and on, and never says what it owes: then it is not known what

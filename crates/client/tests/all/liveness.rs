@@ -139,6 +139,60 @@ fn c19_whoever_only_asks_whether_redis_is_available_hears_it_in_another_runtime_
 }
 
 #[test]
+fn c19_t15_a_subscriber_whose_runtime_nobody_drives_is_told_so_and_when_it_is_driven_again() {
+    let (alive, redis) = server();
+    let is_lost = |heard: Option<PubSubEvent>| match heard {
+        Some(PubSubEvent::Lost { cause }) => assert!(cause.contains("tokio runtime"), "{cause}"),
+        other => panic!("{other:?}"),
+    };
+    for of_tokio in [true, false] {
+        let first = runtime();
+        let client = first.block_on(connect(&redis));
+        let mut news = first.block_on(async {
+            let mut news = client.pubsub();
+            news.subscribe("news").await.unwrap();
+            let resumed = news.next().await;
+            assert_eq!(resumed, Some(PubSubEvent::Resumed { gap: None }));
+            news
+        });
+        let begun = now();
+        let waits = async {
+            is_lost(news.next().await);
+            assert!(now() - begun < ms(20_000), "it takes long");
+            // That is told once: nothing more is known until somebody drives it.
+            assert!(futures_util::poll!(pin!(news.next())).is_pending());
+        };
+        match of_tokio {
+            true => alive.block_on(waits),
+            false => block_on(waits),
+        }
+        let publish = ["PUBLISH", "news", "late"];
+        redis.command_blocking(&publish).unwrap();
+        first.block_on(async {
+            let late = news.next().await;
+            let is_late =
+                matches!(&late, Some(PubSubEvent::Message { payload, .. }) if payload == b"late");
+            assert!(is_late, "{late:?}");
+            let resumed = news.next().await;
+            let Some(PubSubEvent::Resumed { gap: Some(gap) }) = resumed else {
+                panic!("{resumed:?}");
+            };
+            assert!(gap >= ms(1_000), "{gap:?}");
+        });
+        // A connection that has ended meanwhile is not told of twice.
+        let waits = async { is_lost(news.next().await) };
+        alive.block_on(waits);
+        let kill = ["CLIENT", "KILL", "TYPE", "pubsub"];
+        redis.command_blocking(&kill).unwrap();
+        first.block_on(async {
+            let resumed = news.next().await;
+            let is_resumed = matches!(resumed, Some(PubSubEvent::Resumed { gap: Some(_) }));
+            assert!(is_resumed, "{resumed:?}");
+        });
+    }
+}
+
+#[test]
 fn c19_a_call_waiting_in_another_runtime_survives_the_end_of_the_clients() {
     let (alive, redis) = server();
     let first = runtime();
