@@ -170,6 +170,7 @@ pub(crate) fn title(name: &str) -> &str {
         "errors" => "Failed reads",
         "write_errors" => "Failed writes",
         "wrong_answers" => "Wrong answers",
+        "stale_answers" => "Stale answers once recovered",
         "slowest_call" => "Slowest call",
         "fault_p99" => "p99 during the fault",
         "exit_status" => "Exit status",

@@ -467,6 +467,10 @@ pub struct Thresholds {
     /// An answer this much older than the database is wrong, unless it says that it is stale.
     /// Default 2 s.
     pub allowed_age: Duration,
+    /// The share of answers that say that they are stale, once all has recovered, is below this.
+    /// Default 0.01; of an application of one's own, whose recovery may outlast its phase, not
+    /// judged unless it is set.
+    pub stale_answers: Option<f64>,
     /// Acknowledged writes that may be lost, of a subject whose data are in Redis itself. Default
     /// 0.
     pub lost: u64,
@@ -498,6 +502,7 @@ impl Default for Thresholds {
             fault_p99: Duration::from_millis(500),
             slowest: Duration::from_millis(1250),
             allowed_age: Duration::from_secs(2),
+            stale_answers: None,
             lost: 0,
             failed_elsewhere: 0,
             discoveries: 100,

@@ -15,6 +15,8 @@
 //! - **errors**: reads that failed, and calls that could not start ÷ reads; whole run; below 1 %.
 //! - **write_errors**: writes that failed ÷ writes, if there were any; whole run; below 1 %.
 //! - **wrong_answers**: answers too old that do not say so; whole run; 0.
+//! - **stale_answers**: answers that say that they are stale ÷ reads answered, if there were any;
+//!   recovered; below 1 %.
 //! - **fault_p99**: what 99 of 100 calls took at most; fault; at most 500 ms.
 //! - **untouched**: faults of the wire that acted on nothing, or a scenario that breaks nothing;
 //!   fault; 0. With one the verdict is void.
@@ -63,6 +65,10 @@ use crate::subject::{Connection, Role};
 /// The limit of a control's recovery; ours is held to the scenario's own threshold.
 const RECOVERY_OF_CONTROL: Duration = Duration::from_secs(30);
 
+/// The share of stale answers that is allowed once all has recovered. A cache may still take a stale
+/// value for a load that finds no processor; not for one that it could do at once.
+const STALE_ANSWERS: f64 = 0.01;
+
 /// Whether a subject did well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,6 +99,8 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
     }
     kpis.push(hit_rate(&normal, thresholds));
     kpis.extend(failures(&whole, thresholds));
+    let allowed = thresholds.stale_answers.unwrap_or(STALE_ANSWERS);
+    kpis.extend(stale_answers(record, allowed));
     if breaks {
         kpis.extend(fault_p99(record, thresholds));
     }
@@ -338,6 +346,21 @@ fn failures(whole: &Counts, thresholds: &Thresholds) -> Vec<Kpi> {
     );
     kpis.push(wrong.seen(Some(whole.wrong as f64)));
     kpis
+}
+
+/// Judges the answers that say that they are stale after Redis has come back and everything has had
+/// its time: such an answer is never wrong, so nothing else tells a cache that gives them for ever.
+pub(crate) fn stale_answers(record: &Record, allowed: f64) -> Option<Kpi> {
+    let recovered = record.counts(Phase::Recovered);
+    let stale = share(recovered.stale, recovered.answered())?;
+    let held = Kpi::held_to(
+        ("stale_answers", "recovered"),
+        Bound::Below,
+        allowed,
+        Unit::Ratio,
+        "answers that say that they are stale ÷ reads answered",
+    );
+    Some(held.seen(Some(stale)))
 }
 
 fn fault_p99(record: &Record, thresholds: &Thresholds) -> Option<Kpi> {
@@ -674,6 +697,52 @@ mod tests {
         let kpis = judge(&record, &thresholds, Role::Resilient, true);
         let errors = kpis.iter().find(|kpi| kpi.name == "errors").unwrap();
         assert!(errors.pass, "{errors:?}");
+    }
+
+    #[test]
+    fn d4_a_cache_that_stays_stale_once_all_has_recovered_fails_the_run() {
+        let stale_at = |seconds: u64, reads: u64| {
+            let mut record = record([0; 5], [0; 5]);
+            for n in 0..reads {
+                let start = at(seconds * 1000 + n);
+                let answer = Answer {
+                    source: Source::Memory,
+                    version: 0,
+                    age: at(0),
+                    stale: true,
+                };
+                let wrong = false;
+                record.call(start, start, start, Ended::Read { answer, wrong });
+            }
+            record
+        };
+        // While it is broken, and while it recovers, a cache may be stale.
+        for phase in 0..4 {
+            let excused = kpi(&stale_at(phase, 10), "stale_answers");
+            assert_eq!((excused.value, excused.pass), (Some(0.0), true), "{phase}");
+        }
+        let for_ever = stale_at(4, 10);
+        let judged = kpi(&for_ever, "stale_answers");
+        assert_eq!((judged.value, judged.pass), (Some(0.5), false));
+        assert_eq!(judged.phase, "recovered");
+        let missed = |stale_answers| {
+            let thresholds = Thresholds {
+                stale_answers,
+                ..Thresholds::default()
+            };
+            let kpis = judge(&for_ever, &thresholds, Role::Resilient, false);
+            let missed = kpis.iter().filter(|kpi| !kpi.pass);
+            missed.map(|kpi| kpi.name).collect::<Vec<_>>()
+        };
+        assert_eq!(missed(None), ["stale_answers"], "nothing else tells it");
+        assert!(missed(Some(0.6)).is_empty());
+    }
+
+    #[test]
+    fn d4_staleness_is_not_judged_where_nothing_was_answered() {
+        let silent = record([0; 5], [0, 0, 0, 0, 10]);
+        let kpis = judge(&silent, &Thresholds::default(), Role::Plain, true);
+        assert!(kpis.iter().all(|kpi| kpi.name != "stale_answers"));
     }
 
     #[test]

@@ -32,6 +32,7 @@ write_errors = '99%'
 fault_p99 = '1m'
 slowest = '1m'
 allowed_age = '1m'
+stale_answers = '100%'
 ";
 
 #[tokio::test]

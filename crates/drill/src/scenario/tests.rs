@@ -114,6 +114,7 @@ fn d2_a_mistake_is_reported_at_its_line_and_column() {
             "has its user already",
         ),
         ("[thresholds]\nerrors = '5'\n", (4, 10), "percentage"),
+        ("[thresholds]\nstale_answers = '5'\n", (4, 17), "percentage"),
         ("seed = 'x'\n", (3, 8), "invalid type"),
     ];
     for (text, place, says) in cases {

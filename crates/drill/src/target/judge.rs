@@ -9,8 +9,8 @@ use crate::kpi::{Bound, Kpi, Unit};
 use crate::record::Record;
 use crate::scenario::{Phase, Scenario, Thresholds};
 use crate::verdict::{
-    WHOLE, failed_reads, failed_writes, longest, ms, note_of_resolution, p99_of_fault, sum,
-    untouched_kpi,
+    WHOLE, failed_reads, failed_writes, longest, ms, note_of_resolution, p99_of_fault,
+    stale_answers, sum, untouched_kpi,
 };
 
 /// The evidence of a drill of an application.
@@ -63,6 +63,10 @@ fn by_users(evidence: &Evidence<'_>, users: &Record) -> Vec<Kpi> {
     if let Some(failed) = failed_writes(&whole) {
         kpis.extend(by_writes(thresholds, failed, whole.wrong));
     }
+    let http = evidence.scenario.http.as_ref();
+    let can_say_so = http.is_some_and(|http| http.requests.iter().any(|r| r.stale.is_some()));
+    let allowed = thresholds.stale_answers.filter(|_| can_say_so);
+    kpis.extend(allowed.and_then(|allowed| stale_answers(users, allowed)));
     let p99 = p99_of_fault(users).filter(|_| evidence.breaks);
     kpis.extend(p99.map(|p99| {
         Kpi::held_to(

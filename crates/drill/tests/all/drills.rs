@@ -12,7 +12,7 @@ use steadfast_drill::subject::{Breaker, Source};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::subjects::{Factory, Null};
+use crate::subjects::{DoubtfulFactory, Factory, Null};
 
 /// Times that a busy machine cannot miss, for drills that are not about these; shares of failed
 /// calls stay as strict as ever.
@@ -303,6 +303,7 @@ async fn d4_the_report_has_the_names_that_are_promised() {
             "redis_in_use",
             "hit_rate",
             "errors",
+            "stale_answers",
         ] {
             assert!(kpis.contains(&name), "no {name} in {kpis:?}");
         }
@@ -358,6 +359,37 @@ async fn d4_answers_from_an_old_snapshot_are_found_to_be_wrong() {
         "{}",
         table::render(&report, false)
     );
+}
+
+/// None of its answers is wrong, as each says that it may be old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d4_a_cache_that_is_stale_once_all_has_recovered_fails_and_every_report_says_so() {
+    let crash = scenario("[[steps]]\nfault = 'crash'\n");
+    let report = run(&crash, &DoubtfulFactory, with_control()).await.unwrap();
+    let text = table::render(&report, false);
+    let missed: Vec<_> = report.kpis.iter().filter(|kpi| !kpi.pass).collect();
+    assert!(
+        matches!(missed[..], [kpi] if kpi.name == "stale_answers" && kpi.value == Some(1.0)),
+        "{text}"
+    );
+    assert_eq!(report.verdict, Verdict::Failed, "{text}");
+    // Whoever cannot say that an answer is stale is neither saved nor condemned by it.
+    let control = report.control.as_deref().unwrap();
+    let of_control = control.kpis.iter().find(|kpi| kpi.name == "stale_answers");
+    let of_control = of_control.unwrap();
+    assert_eq!((of_control.value, of_control.pass), (Some(0.0), true));
+    let page = html::render(&report);
+    let junit = junit::render(std::slice::from_ref(&report));
+    let markdown = summary::markdown(std::slice::from_ref(&report));
+    for (made, shown) in [
+        (&text, "Stale answers once recovered"),
+        (&page, "Stale answers once recovered"),
+        (&junit, "stale_answers is 100 %, but should be &lt; 1 %"),
+        (&markdown, "stale once recovered |"),
+        (&markdown, "| 100 % / 0 % |"),
+    ] {
+        assert!(made.contains(shown), "no {shown}: {made}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

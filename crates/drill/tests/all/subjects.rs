@@ -147,6 +147,64 @@ impl SubjectFactory for Factory {
     }
 }
 
+/// As sturdy, and never believes again what it holds: each answer says that it is stale.
+struct Doubtful(Sturdy);
+
+impl Subject for Doubtful {
+    fn warm(&self, keys: u64) -> BoxFuture<'_, Result<(), SetUpError>> {
+        self.0.warm(keys)
+    }
+
+    fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
+        let answer = self.0.read(key);
+        answer
+            .map(|answer| {
+                answer.map(|answer| Answer {
+                    stale: true,
+                    ..answer
+                })
+            })
+            .boxed()
+    }
+
+    fn write(&self, key: u64, version: u64) -> BoxFuture<'_, Result<(), Failure>> {
+        self.0.write(key, version)
+    }
+
+    fn database_fault(&self, fault: DatabaseFault) {
+        self.0.database_fault(fault);
+    }
+
+    fn facts(&self) -> Facts {
+        self.0.facts()
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        self.0.shutdown()
+    }
+}
+
+/// Doubtful ones to be judged, plain ones as the control.
+pub(crate) struct DoubtfulFactory;
+
+impl SubjectFactory for DoubtfulFactory {
+    fn start(
+        &self,
+        role: Role,
+        endpoint: Endpoint,
+    ) -> BoxFuture<'_, Result<Box<dyn Subject>, SetUpError>> {
+        async move {
+            if role != Role::Resilient {
+                return Factory.start(role, endpoint).await;
+            }
+            let rows = Rows::new();
+            let plain = Plain::start(&endpoint, Box::new(rows.clone()))?;
+            Ok(Box::new(Doubtful(Sturdy { plain, rows })) as Box<dyn Subject>)
+        }
+        .boxed()
+    }
+}
+
 /// Answers every call at once, or never.
 pub(crate) struct Null {
     pub(crate) answers: bool,

@@ -199,7 +199,7 @@ async fn d7_the_examples_in_python_and_node_are_drilled_as_they_stand() {
     futures_util::future::join_all(drills).await;
 }
 
-/// Six applications of one purpose, and what their users would have felt: the verdict is theirs.
+/// Seven applications of one purpose, and what their users would have felt: the verdict is theirs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d7_an_application_is_judged_by_what_its_users_get() {
     let redis = Redis::start().await.unwrap();
@@ -211,6 +211,7 @@ async fn d7_an_application_is_judged_by_what_its_users_get() {
         ("answers-500", "down", Some("errors")),
         ("hangs", "stall", Some("errors")),
         ("serves-the-overwritten", "down", Some("wrong_answers")),
+        ("stays-stale", "down", Some("stale_answers")),
         ("exits", "down", Some("exit_status")),
         ("gives-up", "down", Some("redis_in_use")),
     ]
@@ -372,7 +373,7 @@ fn with_users(fault: &str, address: std::net::SocketAddr) -> Scenario {
         phases = {{ warm_up = "500ms", baseline = "1500ms", fault = "5s", recovery = "1s", recovered = "1s" }}
         steps = [{{ fault = "{fault}" }}]
         # A busy machine is not what is judged here.
-        thresholds = {{ fault_p99 = "4s", slowest = "20s", errors = "5%", write_errors = "5%", allowed_age = "1s" }}
+        thresholds = {{ fault_p99 = "4s", slowest = "20s", errors = "5%", write_errors = "5%", allowed_age = "1s", stale_answers = "1%" }}
         [target.http]
         url = "http://{address}"
         timeout = "3s"
@@ -381,6 +382,7 @@ fn with_users(fault: &str, address: std::net::SocketAddr) -> Scenario {
         weight = 3
         json = "/name"
         value = "/name"
+        stale = "/stale"
         [[target.http.requests]]
         request = "PUT /users/{{1..10}}"
         body = '{{"name": "v{{value}}"}}'

@@ -1,6 +1,6 @@
-"""A small HTTP application before Redis, as six authors might have written it. Usage: users.py PORT KIND
+"""A small HTTP application before Redis, as seven authors might have written it. Usage: users.py PORT KIND
 
-GET /users/7 answers {"name": …}, PUT /users/7 with {"name": …} changes it. A dictionary is its database, or, if it is told of one, a server
+GET /users/7 answers {"name": …, "stale": …}, PUT /users/7 with {"name": …} changes it. A dictionary is its database, or, if it is told of one, a server
 at DATABASE_HOST and DATABASE_PORT.
 """
 
@@ -23,7 +23,7 @@ cache = redis.Redis(
     retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
     decode_responses=True,
 )
-database, last_seen, given_up = {}, {}, threading.Event()
+database, last_seen, given_up, in_doubt = {}, {}, threading.Event(), threading.Event()
 
 
 stored = None
@@ -54,6 +54,8 @@ def read(key):
             os._exit(1)
         if kind == "gives-up":
             given_up.set()
+        if kind == "stays-stale":
+            in_doubt.set()
         if kind == "serves-the-overwritten":
             return last_seen.get(key, "unknown")
         return from_database(key)
@@ -75,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         try:
-            self.answer(200, {"name": read(self.path)})
+            self.answer(200, {"name": read(self.path), "stale": in_doubt.is_set()})
         except redis.RedisError as error:
             self.answer(500, {"error": str(error)})
 
