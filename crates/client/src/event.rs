@@ -6,6 +6,8 @@
 pub(crate) mod flapping;
 pub(crate) mod hub;
 pub(crate) mod incident;
+#[cfg(test)]
+pub(crate) mod listener;
 mod log;
 
 use std::sync::Arc;

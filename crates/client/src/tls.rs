@@ -199,15 +199,18 @@ impl Tls {
             found.push(state.and_then(|state| Some((state.modified().ok()?, state.len()))));
         }
         if prepared.lock().read != found {
-            let read_again = self.read_again().await;
-            let mut prepared = prepared.lock();
-            match read_again {
-                Ok(config) => (prepared.config, prepared.read) = (config, found),
-                Err(error) if prepared.refused != found => {
-                    tracing::warn!(%error, "files for TLS have changed, and those before stay in use");
-                    prepared.refused = found;
+            match self.read_again().await {
+                Ok(config) => {
+                    let mut prepared = prepared.lock();
+                    (prepared.config, prepared.read) = (config, found);
                 }
-                Err(_) => {}
+                Err(error) => {
+                    let before = std::mem::replace(&mut prepared.lock().refused, found.clone());
+                    // Without the lock, which every new connection asks for.
+                    if before != found {
+                        tracing::warn!(%error, "files for TLS have changed, and those before stay in use");
+                    }
+                }
             }
         }
         let config = Arc::clone(&prepared.lock().config);
@@ -382,10 +385,20 @@ mod tests {
         renew(folder.path());
         let second = current().await;
         assert!(!Arc::ptr_eq(&first, &second), "they were renewed");
-        // Half written: what is in use stays in use.
+        // Half written: what is in use stays in use. That is told of without the lock that every
+        // new connection asks for.
         let whole = std::fs::read(&key).expect("it is there");
         std::fs::write(&key, &whole[..whole.len() / 2]).expect("it is written");
+        let free = Arc::new(Mutex::new(Vec::new()));
+        let (prepared, told) = (tls.prepared.clone(), Arc::clone(&free));
+        let listens = crate::event::listener::listen(move || {
+            let is_free = prepared.as_ref().is_some_and(|p| p.try_lock().is_some());
+            told.lock().push(is_free);
+        });
         assert!(Arc::ptr_eq(&second, &current().await));
+        assert!(Arc::ptr_eq(&second, &current().await));
+        assert_eq!(*free.lock(), [true], "once");
+        drop(listens);
         std::fs::remove_file(&key).expect("it is there");
         assert!(Arc::ptr_eq(&second, &current().await));
         renew(folder.path());

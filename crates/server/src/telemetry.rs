@@ -174,3 +174,23 @@ pub(crate) fn begin_counters(config: &Config) {
         certificates::begin_counters();
     }
 }
+
+/// Does something at each line of the log that is told in this thread, until it is dropped.
+#[cfg(test)]
+pub(crate) fn listen(act: impl Fn() + Send + Sync + 'static) -> tracing::subscriber::DefaultGuard {
+    struct Listener<F>(F);
+
+    impl<S: tracing::Subscriber, F: Fn() + 'static> Layer<S> for Listener<F> {
+        fn on_event(
+            &self,
+            event: &tracing::Event<'_>,
+            _: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            if event.metadata().target().starts_with("steadfast") {
+                (self.0)();
+            }
+        }
+    }
+
+    tracing::subscriber::set_default(Registry::default().with(Listener(act)))
+}

@@ -318,22 +318,22 @@ impl TokenCache {
 
     /// Keeps what has come, and tells how many attempts have failed in a row.
     fn take_up(&self, outcome: Result<Held, CredentialsError>, failures: u32) -> u32 {
-        let mut state = self.state.lock();
         let failures = match outcome {
             Ok(held) => {
                 crate::metrics::count_refresh("success");
+                let mut state = self.state.lock();
                 state.held = Some(held);
                 state.failed = None;
                 0
             }
             Err(error) => {
                 crate::metrics::count_refresh("failure");
+                // Without the lock, which every handshake asks for.
                 tracing::warn!(%error, "the token for Redis could not be renewed; it is tried again");
-                state.failed = Some(error);
+                self.state.lock().failed = Some(error);
                 failures.saturating_add(1)
             }
         };
-        drop(state);
         self.changed.send_modify(|changes| *changes += 1);
         self.tell_expiry();
         failures
@@ -487,6 +487,21 @@ mod tests {
             }
         });
         assert!(renewed, "the token is renewed no more");
+    }
+
+    #[test]
+    fn c14_a_renewal_that_fails_is_told_of_without_the_lock_that_handshakes_ask_for() {
+        let provider = EntraId::made_by(|| Ok(AzureCliCredential::new(None)?));
+        let free = Arc::new(Mutex::new(Vec::new()));
+        let (of, told) = (Arc::clone(&provider.shared), Arc::clone(&free));
+        let _listens = crate::event::listener::listen(move || {
+            let is_free = of.state.try_lock().is_some();
+            told.lock().push(is_free);
+        });
+        let refused = CredentialsError::new("Entra ID gave no token");
+        assert_eq!(provider.shared.take_up(Err(refused), 0), 1);
+        assert!(provider.trouble().is_some());
+        assert_eq!(*free.lock(), [true]);
     }
 
     #[test]

@@ -132,15 +132,16 @@ impl Hub {
 
     /// The node was left for others, which serve what it did. What its connections have suffered
     /// is over with that, and what becomes of them from now on is nobody's outage. Of each comes
-    /// the calls that it has refused.
-    pub(crate) fn retire(&self, connections: &[(usize, u64)]) {
+    /// the calls that it has refused. What there is to log is for [`log`](Self::log), since a node
+    /// is left under locks that calls and the status ask for.
+    #[must_use]
+    pub(crate) fn retire(&self, connections: &[(usize, u64)]) -> Vec<Event> {
+        let mut events = Vec::new();
         let Some(node) = &self.node else {
-            return;
+            return events;
         };
-        let _span = self.span();
         let mut told = self.all.told.lock();
         node.retired.store(true, Ordering::Relaxed);
-        let mut events = Vec::new();
         for (connection, refused) in connections {
             let connection = self.number(*connection);
             let watch = told.watches.remove(&connection);
@@ -160,7 +161,12 @@ impl Hub {
                 events.push(event);
             }
         }
-        drop(told);
+        events
+    }
+
+    /// Writes events to the log.
+    pub(crate) fn log(&self, events: &[Event]) {
+        let _span = self.span();
         for event in events {
             log(event.connection, &event.kind, true);
         }
@@ -308,6 +314,7 @@ mod tests {
 
     use super::*;
     use crate::event::EventItem;
+    use crate::event::listener::listen;
 
     fn failed(attempt: u32, cause: &str) -> EventKind {
         EventKind::ConnectFailed {
@@ -400,7 +407,17 @@ mod tests {
         hub.emit(7, lost());
         assert!(hub.flaps().is_some());
         let mut live = hub.subscribe();
-        node.retire(&[(0, 5), (1, 0)]);
+        // A node is left under locks that whoever writes the log may ask for.
+        let lines = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&lines);
+        let listens = listen(move || {
+            told.fetch_add(1, Ordering::Relaxed);
+        });
+        let events = node.retire(&[(0, 5), (1, 0)]);
+        assert_eq!(lines.load(Ordering::Relaxed), 0);
+        node.log(&events);
+        assert_eq!(lines.load(Ordering::Relaxed), 2);
+        drop(listens);
         // The tasks of what was left have yet to end.
         node.emit(0, failed(2, "refused"));
         node.emit(0, EventKind::Fenced { id: 9 });

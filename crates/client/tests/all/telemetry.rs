@@ -2,14 +2,16 @@
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::Duration;
 
-use steadfast::{CallOptions, ConnectionState};
+use steadfast::{CallOptions, Client, ConnectionState};
+use steadfast_drill::process::Cluster;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::support::{cmd, ms, pair, seen, until_seen, until_state};
+use crate::support::{cmd, ms, pair, seen, until, until_seen, until_state};
 
 /// Keeps the fields of spans as they are recorded.
 #[derive(Clone, Default)]
@@ -101,4 +103,56 @@ async fn c14_the_record_of_a_silence_tells_how_long_it_took_to_notice_and_what_w
         incident.refused >= 1 && incident.recovery_ms.is_some(),
         "{incident:?}"
     );
+}
+
+/// Asks something at each line of the log in this thread.
+struct Asks<F>(F);
+
+impl<F: Fn() + Send + Sync + 'static> Subscriber for Asks<F> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        (self.0)();
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+/// A layer of a subscriber that shows how the client is, whenever something is told.
+#[test]
+fn c14_whoever_asks_for_the_status_at_each_line_of_the_log_holds_nothing_up() {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let watched = Arc::new(OnceLock::<Client>::new());
+        let of = Arc::clone(&watched);
+        let asks = Asks(move || drop(of.get().map(Client::status)));
+        let _listens = tracing::subscriber::set_default(asks);
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let cluster = Cluster::start().await.unwrap();
+            let builder = Client::builder(&cluster.url()).unwrap();
+            let client = builder.deadline(ms(10_000)).connect().await.unwrap();
+            let _ = watched.set(client.clone());
+            cluster.node(0).kill().await;
+            until("another node has taken over", || {
+                let mut history = client.history().into_iter();
+                history.any(|event| event.kind.name() == "retired")
+            })
+            .await;
+            let _ = client.close(ms(1_000)).await;
+        });
+        let _ = tell.send(());
+    });
+    let ended = told.recv_timeout(Duration::from_secs(120));
+    ended.expect("nothing hangs");
 }

@@ -132,23 +132,30 @@ async fn read(mut reading: JwksReading) {
         Ok(document) => KeySet::of_jwks(&document),
         Err(why) => Err(why),
     };
-    match set {
+    let lines = match set {
         Ok((set, passed_over)) => {
-            if set.is_empty() {
+            let is_empty = set.is_empty();
+            jwks.set.store(Some(set.into()));
+            reading.succeeded = true;
+            let before = std::mem::replace(&mut *jwks.passed_over.lock(), passed_over.clone());
+            let is_news = before != passed_over;
+            Ok((is_empty, is_news.then_some(passed_over)))
+        }
+        Err(why) => Err(why),
+    };
+    // Callers wait for the reading, and not for whoever writes the log.
+    drop(reading);
+    match lines {
+        Ok((is_empty, passed_over)) => {
+            if is_empty {
                 tracing::warn!(
                     jwks = jwks.shown,
                     "the set of keys is empty: no token is taken"
                 );
             }
-            let mut told = jwks.passed_over.lock();
-            if *told != passed_over {
-                for why in &passed_over {
-                    tracing::warn!(jwks = jwks.shown, why, "a key of callers is not used");
-                }
-                *told = passed_over;
+            for why in passed_over.iter().flatten() {
+                tracing::warn!(jwks = jwks.shown, why, "a key of callers is not used");
             }
-            jwks.set.store(Some(set.into()));
-            reading.succeeded = true;
         }
         Err(why) => {
             tracing::warn!(jwks = jwks.shown, why, "the keys of callers cannot be read");
@@ -180,6 +187,33 @@ impl Drop for JwksReading {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::telemetry::listen;
+
+    #[tokio::test]
+    async fn s4_a_slow_reader_of_the_log_keeps_no_caller_waiting_for_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys");
+        let url = Url::from_file_path(&file).unwrap();
+        let jwks = Jwks::new(url, "keys".to_owned(), Duration::ZERO, Duration::ZERO);
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (of, told) = (jwks.clone(), Arc::clone(&lines));
+        let _listens = listen(move || {
+            let reads = of.inner.reads.try_lock();
+            let is_over = reads.is_some_and(|reads| !reads.under_way);
+            told.lock()
+                .push(is_over && of.inner.passed_over.try_lock().is_some());
+        });
+        let good = r#"{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+        for keys in [
+            "none",
+            r#"{"keys":[]}"#,
+            &format!(r#"{{"keys":[{good},{{}}]}}"#),
+        ] {
+            std::fs::write(&file, keys).unwrap();
+            jwks.read_if(|_| true).await;
+        }
+        assert_eq!(*lines.lock(), [true; 3], "a line of each");
+    }
 
     #[tokio::test]
     async fn s6_while_the_identity_provider_hangs_few_callers_wait_for_it() {

@@ -334,10 +334,11 @@ impl Records {
     /// Tells that sweeps fail, or succeed again, when that changes.
     fn note(&self, error: Option<&SourceError>) {
         let error = error.map(ToString::to_string);
-        let mut trouble = self.trouble.lock();
-        if *trouble == error {
+        let before = std::mem::replace(&mut *self.trouble.lock(), error.clone());
+        if before == error {
             return;
         }
+        // Without the lock: whoever writes the log may take his time.
         match &error {
             Some(error) => tracing::warn!(
                 error,
@@ -345,7 +346,6 @@ impl Records {
             ),
             None => tracing::info!("expired idempotency keys are forgotten again"),
         }
-        *trouble = error;
     }
 
     /// Forgets what has expired; tells how many.
@@ -493,6 +493,22 @@ mod tests {
         assert!(records.trouble.lock().is_some());
         assert_eq!(records.sweep(&database).await.unwrap(), 0);
         assert!(records.trouble.lock().is_none());
+    }
+
+    #[test]
+    fn s4_a_sweep_that_fails_is_told_of_after_its_lock_is_given_back() {
+        let records = Arc::new(Records::default());
+        let free = Arc::new(Mutex::new(Vec::new()));
+        let (of, told) = (Arc::clone(&records), Arc::clone(&free));
+        let _listens = crate::telemetry::listen(move || {
+            let is_free = of.trouble.try_lock().is_some();
+            told.lock().push(is_free);
+        });
+        let error = SourceError::NoRuntime;
+        for error in [Some(&error), Some(&error), None, None] {
+            records.note(error);
+        }
+        assert_eq!(*free.lock(), [true; 2]);
     }
 
     #[test]

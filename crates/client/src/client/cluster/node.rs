@@ -220,13 +220,14 @@ impl Node {
         let refused: Vec<_> = links
             .map(|link| (link.index, link.queue.take_refused()))
             .collect();
-        shared.hub.retire(&refused);
+        let events = shared.hub.retire(&refused);
         // At once: until it is closed, the node may be started anew.
         left_behind.add(&self.id, self.client.inner.shared.fences.abandoned());
         // Where the client's own tasks live: whoever finds out need not be in a runtime.
         if let Ok(runtime) = self.client.inner.shared.runtime() {
             let left_behind = Arc::clone(left_behind);
             runtime.spawn(async move {
+                self.client.inner.shared.hub.log(&events);
                 let _ = self.client.close(limit).await;
                 left_behind.hunt(&self.id, &self.client).await;
             });
