@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use redis::Value;
 use serde_json::value::RawValue;
-use steadfast::ConnectionState;
+use steadfast::{Client, ConnectionState};
 use steadfast_cache::{SourceError, Target};
 use steadfast_server::App;
+use steadfast_server::config::Config;
 
 use crate::failure::{Failure, Status, chain};
 use crate::figures::count;
@@ -117,11 +118,7 @@ impl Keys {
             .connect()
             .await
             .map_err(|error| unreachable(&error))?;
-        // In a cluster the namespace is the hash tag of all names, and one node has them all.
-        let namespace = match client.is_cluster() {
-            true => format!("{{{}}}", config.namespace),
-            false => config.namespace.clone(),
-        };
+        let namespace = namespace_of(&client, &config);
         let epoch = format!("{namespace}:epoch");
         let server = client.session_for(&epoch).await;
         let server = server.map_err(|error| unreachable(&error))?;
@@ -196,19 +193,19 @@ impl Invalidate {
         }
         let app = start(&self.file).await?;
         let confirmed = Box::pin(forget(&app, &targets)).await;
-        let (may_serve, redis) = (may_serve(&app), app.cache().status().redis);
+        let (unreachable, redis) = (unreachable(&app), app.cache().status().redis);
         app.close().await;
         let confirmed = confirmed.map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
         let unread_because = redis.and_then(|redis| redis.suspended);
-        Ok(match (confirmed, may_serve, unread_because) {
+        Ok(match (confirmed, unreachable, unread_because) {
             (true, ..) => line("forgotten, in Redis and in every process"),
-            (false, false, _) => {
-                line("written down; Redis cannot be reached, and will forget as soon as it can")
-            }
-            (false, true, Some(reason)) => {
+            (false, Some(why), _) => line(format_args!(
+                "written down; Redis cannot be reached, and will forget as soon as it can: {why}"
+            )),
+            (false, None, Some(reason)) => {
                 line(format_args!("written down; Redis is not read: {reason}"))
             }
-            (false, true, None) => line("written down; Redis has not confirmed it yet"),
+            (false, None, None) => line("written down; Redis has not confirmed it yet"),
         }?)
     }
 }
@@ -254,7 +251,7 @@ async fn forget(app: &App, targets: &[Target]) -> Result<bool, SourceError> {
     }
     let waits = || cache.status().outbox_pending > 0;
     let confirmed = async {
-        while waits() && may_serve(app) {
+        while waits() && unreachable(app).is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -262,10 +259,33 @@ async fn forget(app: &App, targets: &[Target]) -> Result<bool, SourceError> {
     Ok(!waits())
 }
 
-/// Whether Redis serves, or may do so in a moment: no attempt to connect has failed.
-fn may_serve(app: &App) -> bool {
-    let status = app.client().status();
-    status.state != ConnectionState::Down || status.last_error.is_none()
+/// Returns why the Redis of the cache cannot be reached; `None` if it serves, or may do so in a
+/// moment: no attempt to connect has failed. In a cluster that is the shard of the namespace, and
+/// no other.
+fn unreachable(app: &App) -> Option<String> {
+    let client = app.client();
+    let toward = client.toward(format!("{}:epoch", namespace_of(client, app.config())));
+    if toward.state() != ConnectionState::Down {
+        return None;
+    }
+    let status = client.status();
+    let nodes = status.cluster.iter().flat_map(|cluster| &cluster.nodes);
+    let slot = toward.slot();
+    let Some(owner) = nodes.into_iter().find(|node| node.owns(slot)) else {
+        return status.last_error;
+    };
+    let address = owner.address.as_deref().unwrap_or("an unknown address");
+    let error = owner.last_error.as_ref()?;
+    Some(format!("{address}, which has slot {slot}: {error}"))
+}
+
+/// The namespace as names in Redis begin with it. In a cluster it is the hash tag of all of them,
+/// and one node has them all.
+fn namespace_of(client: &Client, config: &Config) -> String {
+    match client.is_cluster() {
+        true => format!("{{{}}}", config.namespace),
+        false => config.namespace.clone(),
+    }
 }
 
 /// How long Redis is waited for at most, before the first question and for what it is to confirm.
@@ -287,7 +307,7 @@ async fn start(file: &File) -> Result<App, Failure> {
             let redis = app.cache().status().redis;
             redis.is_some_and(|redis| redis.trusted && redis.proven)
         };
-        while may_serve(&app) && !is_in_use() {
+        while unreachable(&app).is_none() && !is_in_use() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -138,6 +138,27 @@ async fn a_namespace_that_another_database_has_taken_is_named_as_what_is_in_the_
     assert!(told, "{}", ended.all());
 }
 
+#[tokio::test]
+async fn of_a_cluster_the_shard_of_the_namespace_is_named_if_it_is_what_is_in_the_way() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let layout = cluster.layout().await.unwrap();
+    let client = steadfast::Client::builder(&cluster.url()).unwrap();
+    let slot = client.build().unwrap().toward("{shop}:epoch").slot();
+    let owner = layout.owner(slot).unwrap();
+    let nodes = (0..3).map(|at| cluster.node(at));
+    let (owners, others): (Vec<_>, Vec<_>) = nodes.partition(|node| node.id() == owner);
+    let site = Site::at(&cluster.url());
+    others[0].kill().await;
+    let ended = site.cache(&["invalidate", "square:2"]).await;
+    assert!(ended.stdout.contains("forgotten"), "{}", ended.all());
+    owners[0].kill().await;
+    let ended = site.cache(&["invalidate", "square:2"]).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    let named = format!("{}, which has slot {slot}: ", owners[0].addr());
+    let told = ended.stdout.contains("Redis cannot be reached") && ended.stdout.contains(&named);
+    assert!(told, "{}", ended.all());
+}
+
 async fn listed_asked_for_and_forgotten(site: &Site) {
     let mut warm = steadfast(&["cache", "warm", "square", "--config", &site.config()]);
     let mut warm = warm.stdin(Stdio::piped()).spawn().unwrap();
