@@ -88,8 +88,8 @@ struct OutageList {
     kept: VecDeque<Outage>,
     /// The client's connections that are out of service.
     away: BTreeSet<usize>,
-    /// Whether a connection flaps: then it is the same outage that goes on.
-    flaps: bool,
+    /// The client's connections that flap: as long as one does, it is the same outage that goes on.
+    flapping: BTreeSet<usize>,
 }
 
 impl Outages {
@@ -133,9 +133,11 @@ impl Outages {
                 state.back(connection, at_ms, OutageEnd::Succeeded, told, counts);
             }
             EventKind::Flapping(told) => {
-                state.flap_since(told.since_ms, told.reconnects, &told.cause);
+                state.flap_since(connection, told.since_ms, told.reconnects, &told.cause);
             }
-            EventKind::FlappingEnded(_) => state.flaps = false,
+            EventKind::FlappingEnded(_) => {
+                state.flapping.remove(&connection);
+            }
             // A node of a cluster was left for good. A client as a whole is closed for good too,
             // but Redis is no better for it.
             EventKind::Closed { .. } if event.node.is_some() => {
@@ -201,13 +203,16 @@ impl OutageList {
         let mut told = outage.until(counts);
         let of_redis = |other: &&Outage| other.of == OutageOf::Redis;
         let newest = self.kept.iter().rev().find(of_redis);
-        if self.flaps
-            && outage.flapping
-            && newest.is_some_and(|newest| newest.began_ms == outage.began_ms)
+        if self.flaps_on(outage) && newest.is_some_and(|newest| newest.began_ms == outage.began_ms)
         {
             (told.ended_ms, told.ended_by) = (None, None);
         }
         told
+    }
+
+    /// Whether it is one of connections of which some flap still.
+    fn flaps_on(&self, outage: &Outage) -> bool {
+        outage.flapping && !self.flapping.is_empty()
     }
 
     fn open(&mut self, of: OutageOf) -> Option<&mut Outage> {
@@ -231,19 +236,21 @@ impl OutageList {
         let Some(index) = last else {
             return self.begin(OutageOf::Redis, at_ms, cause, counts);
         };
-        let outage = &mut self.kept[index];
-        if outage.ended_ms.is_some() {
-            if !(self.flaps && outage.flapping) {
+        if self.kept[index].ended_ms.is_some() {
+            if !self.flaps_on(&self.kept[index]) {
                 return self.begin(OutageOf::Redis, at_ms, cause, counts);
             }
-            outage.begin_again(cause, counts);
+            self.kept[index].begin_again(cause, counts);
         }
         &mut self.kept[index]
     }
 
     fn begin(&mut self, of: OutageOf, at_ms: u64, cause: &str, counts: ReadCounts) -> &mut Outage {
         if self.kept.len() == KEPT {
-            self.kept.pop_front();
+            // One that lasts is kept, however old it is: it would seem to begin now.
+            let is_over = |outage: &Outage| outage.ended_ms.is_some();
+            let oldest = self.kept.iter().position(is_over);
+            self.kept.remove(oldest.unwrap_or_default());
         }
         self.kept.push_back(Outage {
             of,
@@ -285,12 +292,14 @@ impl OutageList {
         }
     }
 
-    /// A connection flaps: its outages since then are one.
-    fn flap_since(&mut self, since_ms: u64, times: u64, cause: &str) {
-        self.flaps = true;
+    /// A connection flaps: its outages since then are one, in the place of the first of them.
+    fn flap_since(&mut self, connection: usize, since_ms: u64, times: u64, cause: &str) {
+        self.flapping.insert(connection);
+        let is_part = |outage: &Outage| outage.of == OutageOf::Redis && outage.began_ms >= since_ms;
+        let first = self.kept.iter().position(is_part).unwrap_or_default();
         let mut of_it = Vec::new();
         self.kept.retain(|outage| {
-            let part = outage.of == OutageOf::Redis && outage.began_ms >= since_ms;
+            let part = is_part(outage);
             if part {
                 of_it.push(outage.clone());
             }
@@ -302,7 +311,7 @@ impl OutageList {
         all.flapping = true;
         all.times = times;
         cause.clone_into(&mut all.cause);
-        self.kept.push_back(all);
+        self.kept.insert(first, all);
     }
 }
 
@@ -505,7 +514,7 @@ mod tests {
             list(&outages, counts(0, 0, 0)).as_array().unwrap().len(),
             11
         );
-        outages.state.lock().flap_since(400, 11, "reset");
+        outages.state.lock().flap_since(0, 400, 11, "reset");
         (12..=20).for_each(blip);
         let all = list(&outages, counts(0, 0, 0));
         assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
@@ -517,13 +526,68 @@ mod tests {
         assert_eq!(all[0]["ended_ms"], Json::Null, "{all}");
         assert_eq!(all[0]["ended_by"], Json::Null, "{all}");
         assert!(outages.current(|| counts(0, 0, 0)).is_some());
-        outages.state.lock().flaps = false;
+        outages.state.lock().flapping.clear();
         let over = list(&outages, counts(0, 0, 0));
         assert_eq!(over[0]["ended_ms"], 20 * 400 + 50, "when it was last back");
         assert_eq!(over[0]["ended_by"], "reconnected", "{over}");
         assert_eq!(outages.current(|| counts(0, 0, 0)), None);
         blip(21);
         assert_eq!(list(&outages, counts(0, 0, 0)).as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn s5_an_outage_of_connections_that_flap_goes_on_until_none_flaps() {
+        let outages = Outages::default();
+        let flaps = |connection, since_ms| {
+            let mut state = outages.state.lock();
+            state.flap_since(connection, since_ms, 11, "reset");
+        };
+        let is_steady = |connection| outages.state.lock().flapping.remove(&connection);
+        of_node(&outages, 4, 100, lost());
+        of_node(&outages, 4, 150, connected());
+        flaps(4, 100);
+        of_node(&outages, 7, 200, lost());
+        of_node(&outages, 7, 250, connected());
+        flaps(7, 200);
+        is_steady(4);
+        let lasts = || outages.current(|| counts(0, 0, 0)).is_some();
+        assert!(lasts(), "the other flaps on");
+        of_node(&outages, 7, 300, lost());
+        of_node(&outages, 7, 350, connected());
+        let told = list(&outages, counts(0, 0, 0));
+        assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
+        is_steady(7);
+        assert!(!lasts());
+    }
+
+    #[test]
+    fn s5_a_redis_that_flaps_neither_hides_nor_moves_the_outage_of_the_database() {
+        let outages = Outages::default();
+        let database = |trouble, at_ms| {
+            outages.is(OutageOf::Database, trouble, at_ms, || counts(0, 0, 0));
+        };
+        let blip = |at_ms| {
+            happens(&outages, at_ms, lost(), counts(0, 0, 0));
+            happens(&outages, at_ms + 5, connected(), counts(0, 0, 0));
+        };
+        blip(100);
+        database(Some("refused"), 200);
+        blip(300);
+        outages.state.lock().flap_since(0, 100, 2, "reset");
+        let told = list(&outages, counts(0, 0, 0));
+        let of = |at: usize| (told[at]["of"].clone(), told[at]["flapping"].clone());
+        assert_eq!(of(0), (json!("redis"), json!(true)), "{told}");
+        assert_eq!(of(1), (json!("database"), json!(false)), "{told}");
+        let first = outages.current(|| counts(0, 0, 0)).unwrap();
+        assert_eq!(first.began_ms, 100, "what began first of what lasts");
+        // However many come after it, one that lasts began when it did.
+        outages.state.lock().flapping.clear();
+        (1..=60).for_each(|n| blip(1_000 * n));
+        database(Some("refused"), 70_000);
+        let told = outages.list(|| counts(0, 0, 0));
+        assert_eq!(told.len(), KEPT);
+        let mut of_database = told.iter().filter(|one| one.of == OutageOf::Database);
+        assert_eq!(of_database.next().map(|one| one.began_ms), Some(200));
     }
 
     /// What happens to a connection to a node of a cluster.
