@@ -121,6 +121,9 @@ struct Known {
     to_ask: BTreeSet<NodeId>,
     /// Why the last discovery found none.
     error: Option<Arc<str>>,
+    /// The nodes that were asked in vain since one has answered whose view counts, and since all
+    /// were. The others come first.
+    asked_in_vain: BTreeSet<Endpoint>,
     /// The questions that nodes do not allow to be asked.
     not_allowed: BTreeSet<&'static str>,
 }
@@ -180,10 +183,11 @@ impl Cluster {
                 migrations: BTreeMap::new(),
                 to_ask: BTreeSet::new(),
                 error: None,
+                asked_in_vain: BTreeSet::new(),
                 not_allowed: BTreeSet::new(),
             }),
             taking_in: Mutex::default(),
-            asks: Apart::new(discovery::AT_ONCE),
+            asks: Apart::new(discovery::UNDER_WAY),
             asks_provider: Apart::new(1),
             last_given: Mutex::new(None),
             renew_at: Mutex::new(None),

@@ -204,6 +204,38 @@ async fn t2_every_address_of_a_seed_is_asked_and_all_nodes_may_change_theirs_at_
     .await;
 }
 
+/// Servers that accept connections and never say a word.
+async fn silent(count: usize) -> Vec<Server> {
+    let mut silent = Vec::new();
+    for _ in 0..count {
+        silent.push(Server::start(Script::new()).await.unwrap());
+    }
+    silent
+}
+
+fn url_of(addresses: impl Iterator<Item = SocketAddr>) -> String {
+    let hosts: Vec<_> = addresses.map(|at| at.to_string()).collect();
+    format!("redis-cluster://{}", hosts.join(","))
+}
+
+#[tokio::test]
+async fn t2_t4_a_round_of_questions_ends_though_very_many_nodes_are_silent_and_all_are_asked() {
+    let silent = silent(60).await;
+    let url = url_of(silent.iter().map(Server::addr));
+    let builder = Client::builder(&url).unwrap().connect_timeout(ms(100));
+    let client = builder.build().unwrap();
+    let asked = || silent.iter().filter(|one| one.connections() > 0).count();
+    let (mut rounds, mut first) = (0, 0);
+    until("the next round begins", || {
+        rounds = client.status().cluster.unwrap().discoveries;
+        first = asked();
+        rounds > 1
+    })
+    .await;
+    assert!(first < silent.len(), "all were asked in one round");
+    until("each is asked in some round", || asked() == silent.len()).await;
+}
+
 #[tokio::test]
 async fn t3_t26_a_seed_that_leads_to_another_cluster_takes_nothing_over_while_this_one_answers() {
     let (ours, other) = (

@@ -1,5 +1,9 @@
-//! Asks nodes who owns which slot: off the path of calls, one question at a time, and never too
-//! many. It never gives up, and forgets no seed.
+//! Asks nodes who owns which slot: off the path of calls, in rounds of which one runs at a time,
+//! and never too many. It never gives up, and forgets no seed.
+//!
+//! Very many nodes may be known of which none answers, and each may take its whole time not to. So
+//! a round does not wait for all of a wave before it asks others, and ends before all were asked:
+//! the next begins with those that were not, and with seeds again, which may lead elsewhere by now.
 
 mod asking;
 
@@ -24,7 +28,18 @@ use crate::wire::stream::Stream;
 use crate::wire::words::{command, text};
 
 /// The number of nodes that are asked at the same time.
-pub(super) const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 3;
+
+/// The time after which others are asked besides, if none of them has answered.
+const SILENT: Duration = Duration::from_millis(250);
+
+/// How many may be asked at the same time then.
+pub(super) const UNDER_WAY: usize = 2 * AT_ONCE;
+
+/// After so many times `connect_timeout` a round asks nobody else. A question takes four at most:
+/// DNS, TCP, TLS and the answers. So the first twelve have time to answer, however slow they are.
+const ROUND: u32 = 5;
+const QUESTION: u32 = 4;
 
 /// How many times that many are asked, if there are so many, before a seed that leads to a cluster
 /// of strangers is believed.
@@ -136,14 +151,17 @@ impl Cluster {
     }
 
     /// Returns the nodes that may be asked, the likeliest last: primaries that are well, then all
-    /// others that are known. With every two of these goes a seed: they stay candidates for ever,
-    /// and when all nodes have got other addresses at once, they are the ones to ask.
+    /// others that are known; but those first that were not asked in vain. With every two of these
+    /// goes a seed: they stay candidates for ever, and when all nodes have got other addresses at
+    /// once, they are the ones to ask.
     pub(super) fn candidates(&self) -> Vec<Endpoint> {
         let mut rng = self.shared.rng();
         let mut seeds = self.seeds.clone();
         rng.shuffle(&mut seeds);
-        let mut members: Vec<(u8, Endpoint)> = {
+        let mut members: Vec<((bool, u8), Endpoint)> = {
             let known = self.known.lock();
+            let is_new = |at: &Endpoint| !known.asked_in_vain.contains(at);
+            seeds.sort_by_key(is_new);
             let members = known.topology.members();
             members
                 .filter_map(|(_, member)| {
@@ -153,7 +171,8 @@ impl Cluster {
                         member if !member.is_primary => 2,
                         _ => 3,
                     };
-                    Some((rank, member.endpoint.clone()?))
+                    let endpoint = member.endpoint.clone()?;
+                    Some(((is_new(&endpoint), rank), endpoint))
                 })
                 .collect()
         };
@@ -304,4 +323,42 @@ impl Cluster {
 fn has_names(report: &ClusterReport) -> bool {
     let mut nodes = report.nodes.iter();
     nodes.any(|node| node.hostname.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::cluster::view::view_of;
+
+    #[tokio::test]
+    async fn t2_who_was_asked_in_vain_comes_behind_the_others_and_is_not_forgotten() {
+        let url = "redis-cluster://127.0.0.1:8,127.0.0.1:9";
+        let client = crate::Client::builder(url).expect("a good url").build();
+        let client = client.expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let text = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-5\n\
+                    b 127.0.0.1:2@12 master - 0 0 2 connected 6-9\n\
+                    c 127.0.0.1:3@13 slave a 0 0 1 connected\n";
+        assert!(cluster.believe(&view_of(text)).ignored.is_none());
+        let order = |in_vain: &[u16]| {
+            let in_vain = in_vain.iter();
+            cluster.known.lock().asked_in_vain = in_vain
+                .map(|port| Endpoint::new("127.0.0.1", *port))
+                .collect();
+            let ports = cluster.candidates().into_iter().rev();
+            ports.map(|endpoint| endpoint.port).collect::<Vec<_>>()
+        };
+        for _ in 0..20 {
+            let first = order(&[]);
+            assert!(
+                [[1, 2], [2, 1]].contains(&[first[0], first[1]]),
+                "{first:?}"
+            );
+            let next = order(&[1, 2, 8]);
+            assert_eq!((next[0], next[2]), (3, 9), "{next:?}");
+            let mut all = next.clone();
+            all.sort_unstable();
+            assert_eq!(all, [1, 2, 3, 8, 9]);
+        }
+    }
 }

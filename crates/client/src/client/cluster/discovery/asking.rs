@@ -7,12 +7,14 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use steadfast_core::node::{Endpoint, NodeId};
+use steadfast_core::policy::Deadline;
 use steadfast_core::topology::{Explained, MemberIndex, View};
 
-use super::{AT_MOST, AT_ONCE, FOR_OTHERS, STRANGERS, WAVES};
+use super::{AT_MOST, AT_ONCE, FOR_OTHERS, QUESTION, ROUND, SILENT, STRANGERS, UNDER_WAY, WAVES};
 use crate::client::cluster::Cluster;
 use crate::clock;
 use crate::credentials::Credentials;
+use crate::error::connect::ConnectError;
 use crate::event::EventKind;
 use crate::link::ConnectionState;
 
@@ -29,10 +31,54 @@ struct Findings {
     changed: bool,
     /// The members of which others say what they have to say themselves.
     disputed: BTreeSet<MemberIndex>,
+    /// Whether so many were asked, or all, that a cluster of strangers may be believed.
+    enough_asked: bool,
+}
+
+/// The nodes that are asked in a round.
+struct Questions {
+    /// Those to be asked, from the last.
+    nodes: Vec<Endpoint>,
+    /// The number of those that were.
+    asked: usize,
+    /// Those that have failed to answer.
+    in_vain: Vec<Endpoint>,
+    /// After that nobody else is asked.
+    until: Instant,
+}
+
+/// The worth of a node's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// Nobody else need be asked.
+    Counts,
+    /// It may, if enough others have no answer.
+    Aside,
+    Other,
+}
+
+impl Questions {
+    fn of(nodes: Vec<Endpoint>, until: Instant) -> Self {
+        Self {
+            nodes,
+            asked: 0,
+            in_vain: Vec::new(),
+            until,
+        }
+    }
+
+    fn take_wave(&mut self) -> Vec<Endpoint> {
+        let wave = self
+            .nodes
+            .split_off(self.nodes.len().saturating_sub(AT_ONCE));
+        self.asked += wave.len();
+        wave
+    }
 }
 
 impl Cluster {
-    /// Asks until a node has answered whose view counts, or all have been asked.
+    /// Asks until a node has answered whose view counts, all have been asked, or the round has
+    /// taken its time.
     pub(in crate::client::cluster) async fn discover(self: &Arc<Self>) -> Explained {
         self.discoveries
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -49,11 +95,14 @@ impl Cluster {
             candidates.clear();
         }
         let credentials = given.as_ref().ok().and_then(Option::as_ref);
-        self.ask_candidates(candidates, credentials, &mut found)
+        let limit = self.settings().connect_timeout;
+        let until = Deadline::after(clock::now(), limit.saturating_mul(ROUND)).instant();
+        self.ask_candidates(candidates, credentials, until, &mut found)
             .await;
         self.take_in_foreign(began, &mut found);
         let most = if given.is_ok() { AT_MOST } else { 0 };
-        self.ask_themselves(most, credentials, &mut found).await;
+        self.ask_themselves(most, credentials, until, &mut found)
+            .await;
         if !found.heard {
             self.known.lock().error = Some(found.errors.join("; ").into());
             self.tell_state();
@@ -67,44 +116,54 @@ impl Cluster {
         }
     }
 
-    /// Asks some at a time, from the last, until a view counts or all have been asked.
+    /// Asks some at a time, from the last, until a view counts, all have been asked, or the round
+    /// has taken its time.
     async fn ask_candidates(
         self: &Arc<Self>,
-        mut candidates: Vec<Endpoint>,
+        candidates: Vec<Endpoint>,
         credentials: Option<&Credentials>,
+        until: Instant,
         found: &mut Findings,
     ) {
-        let mut waves = 0;
-        while !candidates.is_empty() && !found.heard && (found.foreign.is_empty() || waves < WAVES)
-        {
-            waves += 1;
-            let wave = candidates.split_off(candidates.len().saturating_sub(AT_ONCE));
-            let Findings {
-                errors,
-                foreign,
-                heard,
-                changed,
-                disputed,
-            } = found;
-            self.ask_each(wave, credentials, errors, &mut |view: View| {
-                if self.is_foreign(&view) {
-                    foreign.push(view);
-                    return false;
-                }
-                let changes = self.believe(&view);
-                *heard |= changes.ignored.is_none();
-                *changed |= !changes.is_empty();
-                disputed.extend(changes.disputed);
-                true
-            })
-            .await;
+        let count = candidates.len();
+        let Findings {
+            errors,
+            foreign,
+            heard,
+            changed,
+            disputed,
+            ..
+        } = found;
+        let mut questions = Questions::of(candidates, until);
+        self.ask_each(&mut questions, credentials, errors, &mut |view: View| {
+            if self.is_foreign(&view) {
+                foreign.push(view);
+                return Answer::Aside;
+            }
+            let changes = self.believe(&view);
+            *heard |= changes.ignored.is_none();
+            *changed |= !changes.is_empty();
+            disputed.extend(changes.disputed);
+            match *heard {
+                true => Answer::Counts,
+                false => Answer::Other,
+            }
+        })
+        .await;
+        found.enough_asked = questions.asked >= count.min(WAVES * AT_ONCE);
+        let in_vain = &mut self.known.lock().asked_in_vain;
+        if found.heard || questions.nodes.iter().all(|at| in_vain.contains(at)) {
+            in_vain.clear();
+        }
+        if !found.heard {
+            in_vain.extend(questions.in_vain);
         }
     }
 
     /// Takes views in that know no member, if none of those that were known is there any more: the
     /// cluster was made anew.
     fn take_in_foreign(self: &Arc<Self>, began: Instant, found: &mut Findings) {
-        let made_anew = self.is_left_by_all_since(began);
+        let made_anew = found.enough_asked && self.is_left_by_all_since(began);
         for (nth, view) in found.foreign.iter().enumerate() {
             if made_anew && (nth == 0 || !self.is_foreign(view)) {
                 if self.is_foreign(view) {
@@ -124,6 +183,7 @@ impl Cluster {
         self: &Arc<Self>,
         most: usize,
         credentials: Option<&Credentials>,
+        until: Instant,
         found: &mut Findings,
     ) {
         let mut asked: Vec<Endpoint> = {
@@ -138,16 +198,20 @@ impl Cluster {
         asked.extend(self.to_be_asked());
         self.shared.rng().shuffle(&mut asked);
         asked.truncate(most);
-        for wave in asked.chunks(AT_ONCE) {
+        for (number, wave) in asked.chunks(AT_ONCE).enumerate() {
+            if number > 0 && clock::now() >= until {
+                break;
+            }
             let Findings {
                 errors, changed, ..
-            } = found;
-            self.ask_each(wave.to_vec(), credentials, errors, &mut |view: View| {
-                let counts = !self.is_foreign(&view);
-                if counts {
-                    *changed |= !self.believe(&view).is_empty();
+            } = &mut *found;
+            let mut questions = Questions::of(wave.to_vec(), until);
+            self.ask_each(&mut questions, credentials, errors, &mut |view: View| {
+                if self.is_foreign(&view) {
+                    return Answer::Other;
                 }
-                counts
+                *changed |= !self.believe(&view).is_empty();
+                Answer::Counts
             })
             .await;
         }
@@ -198,45 +262,70 @@ impl Cluster {
         self.shared.hub.emit(0, told);
     }
 
-    /// Asks these nodes, and hands on what they answer. The others of them may still answer for a
-    /// moment once one has whose answer counts.
+    /// Asks these nodes, and hands on what they answer: the first at once, others when none of
+    /// these is under way any more, or they are silent. Once one has answered whose answer counts,
+    /// the others that were asked may still do so for a moment.
     async fn ask_each(
         self: &Arc<Self>,
-        wave: Vec<Endpoint>,
+        questions: &mut Questions,
         credentials: Option<&Credentials>,
         errors: &mut Vec<String>,
-        take_in: &mut (dyn FnMut(View) -> bool + Send),
+        take_in: &mut (dyn FnMut(View) -> Answer + Send),
     ) {
-        let limit = self.settings().connect_timeout;
-        let asks = wave.into_iter().map(|endpoint| async move {
-            let (cluster, at) = (Arc::clone(self), endpoint.clone());
-            let credentials = credentials.cloned();
-            let ask = async move { cluster.ask(&at, credentials.as_ref()).await };
-            // DNS, and TCP, TLS and the answers of the slowest of its addresses.
-            let limit = limit.saturating_mul(4);
-            let answer = self.shared.apart(&self.asks, limit, ask).await;
-            (endpoint, answer)
-        });
-        let mut asks: FuturesUnordered<_> = asks.collect();
-        let mut until = None;
+        let mut asks = FuturesUnordered::new();
+        let (mut ends, mut is_aside) = (None, false);
+        let mut next_wave = clock::now();
         loop {
-            let next = asks.next();
-            let next = match until {
-                None => next.await,
-                Some(until) => clock::timeout_at(until, next).await.flatten(),
+            let now = clock::now();
+            let begins = asks.is_empty() || asks.len() + AT_ONCE <= UNDER_WAY;
+            let may_go_on = ends.is_none()
+                && !questions.nodes.is_empty()
+                && (questions.asked == 0 || now < questions.until)
+                && (!is_aside || questions.asked < WAVES * AT_ONCE);
+            if may_go_on && begins && (asks.is_empty() || next_wave <= now) {
+                let wave = questions.take_wave().into_iter();
+                asks.extend(wave.map(|endpoint| self.ask_apart(endpoint, credentials)));
+                next_wave = now + SILENT;
+                continue;
+            }
+            let look_at = ends.or((may_go_on && begins).then_some(next_wave));
+            let next = match look_at {
+                None => asks.next().await,
+                Some(at) => match clock::timeout_at(at, asks.next()).await {
+                    Some(next) => next,
+                    None if ends.is_some() => return,
+                    None => continue,
+                },
             };
             match next {
                 None => return,
-                Some((_, Ok(view))) => {
-                    if take_in(view) {
-                        until.get_or_insert(clock::now() + FOR_OTHERS);
+                Some((_, Ok(view))) => match take_in(view) {
+                    Answer::Counts => {
+                        ends.get_or_insert(clock::now() + FOR_OTHERS);
                     }
-                }
+                    Answer::Aside => is_aside = true,
+                    Answer::Other => {}
+                },
                 Some((endpoint, Err(error))) => {
                     tracing::debug!(node = %endpoint, %error, "a node of the cluster cannot be asked");
                     errors.push(format!("{endpoint}: {error}"));
+                    questions.in_vain.push(endpoint);
                 }
             }
         }
+    }
+
+    /// Asks a node in a task of its own.
+    async fn ask_apart(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        credentials: Option<&Credentials>,
+    ) -> (Endpoint, Result<View, ConnectError>) {
+        let (cluster, at) = (Arc::clone(self), endpoint.clone());
+        let credentials = credentials.cloned();
+        let ask = async move { cluster.ask(&at, credentials.as_ref()).await };
+        let limit = self.settings().connect_timeout.saturating_mul(QUESTION);
+        let answer = self.shared.apart(&self.asks, limit, ask).await;
+        (endpoint, answer)
     }
 }
