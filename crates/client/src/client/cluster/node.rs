@@ -104,12 +104,30 @@ impl Node {
         times: (Instant, Duration),
         suspicion: Suspicion,
     ) -> impl Future<Output = (Result<Reply, Error>, bool, Suspicion)> + Send + 'a {
+        let ahead = self.encoded_ahead(payload, &plan, options);
+        self.attempt_encoded(ahead, payload, plan, options, times, suspicion)
+    }
+
+    /// The same, of a request that was encoded ahead, if it is large.
+    pub(super) fn attempt_encoded<'a>(
+        &'a self,
+        encoded: Option<Encoded>,
+        payload: Payload<'a>,
+        plan: Plan,
+        options: &'a CallOptions,
+        times: (Instant, Duration),
+        suspicion: Suspicion,
+    ) -> impl Future<Output = (Result<Reply, Error>, bool, Suspicion)> + Send + 'a {
         let mut carried = Carried {
             suspicion,
-            encoded: self.encoded_ahead(payload, &plan, options),
+            encoded,
             ..Carried::default()
         };
         async move {
+            if has_own_connection(&plan, options) {
+                // It has no order with others, so nothing of it need be done under locks.
+                tokio::task::yield_now().await;
+            }
             let tried = self.attempt_once(payload, plan, options, times, &mut carried);
             let result = tried.await;
             let suspicion = carried.suspicion;
@@ -124,7 +142,7 @@ impl Node {
     }
 
     /// The bytes of a large request, if it is likely to be sent.
-    fn encoded_ahead(
+    pub(super) fn encoded_ahead(
         &self,
         payload: Payload<'_>,
         plan: &Plan,

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use redis::{Pipeline, Value};
 use smallvec::SmallVec;
-use steadfast_core::conn::Reply;
+use steadfast_core::conn::{PIECE, Reply};
 use steadfast_core::slot::Slot;
 use steadfast_core::split::{Failed, Portion};
 
@@ -26,6 +26,7 @@ use crate::client::cluster::order::{Again, Entered, LostKeys, NOBODY, Slots};
 use crate::client::cluster::reach::no_room;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
+use crate::wire::queue::Encoded;
 
 /// The result of sending them.
 pub(super) enum RoundSent {
@@ -68,8 +69,16 @@ impl<'a> PipelineRun<'a> {
         // which all is served.
         let (unserved, served) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
         let (not_yet, over) = (&unserved, &served);
-        let sends = parts.iter().enumerate().map(|(at, part)| async move {
-            let answers = cluster.send_in_turn(part, whole, times).await;
+        // What is sent again may wait long for its turn, and is encoded when that comes.
+        let is_first = self.places.is_none();
+        let ahead = parts.iter().map(|part| match is_first {
+            true => cluster.encoded_ahead(part, whole),
+            false => None,
+        });
+        let ahead: SmallVec<[Option<Encoded>; 4]> = ahead.collect();
+        let sends = parts.iter().zip(ahead).enumerate();
+        let sends = sends.map(|(at, (part, ahead))| async move {
+            let answers = cluster.send_in_turn(part, ahead, whole, times).await;
             // Others may take their time to answer, in which this grows old.
             cluster.note_asks(part.node, &answers);
             let slots = answers.iter().map(|answer| answer.may_go_again(whole));
@@ -134,15 +143,47 @@ impl Cluster {
     async fn send_in_turn(
         &self,
         part: &PipelinePart,
+        ahead: Option<Encoded>,
         whole: Whole<'_>,
         times: (Instant, Duration),
     ) -> Vec<Answer> {
-        Box::pin(self.send_part(part, whole, times)).await
+        Box::pin(self.send_part(part, ahead, whole, times)).await
+    }
+
+    /// Encodes a part ahead, if it is large: the slots that are locked as it is sent are those of
+    /// other nodes too.
+    fn encoded_ahead(&self, part: &PipelinePart, whole: Whole<'_>) -> Option<Encoded> {
+        let Whole { plan, options, .. } = whole;
+        if part.asking || plan.blocking.is_some() {
+            return None;
+        }
+        let node = || part.node.and_then(|number| self.node(number).ok()?);
+        if part.is_whole {
+            let payload = Payload::Pipeline(whole.pipeline);
+            return node()?.encoded_ahead(payload, plan, options);
+        }
+        let bytes = || whole.split.portions(part.units()).map(Portion::most_bytes);
+        if bytes().sum::<usize>() < PIECE {
+            return None;
+        }
+        let portions: Vec<Portion<'_>> = whole.split.portions(part.units()).collect();
+        let plan = self.plan_of(part, &portions, whole);
+        node()?.encoded_ahead(Payload::Portions(&portions), &plan, options)
+    }
+
+    fn plan_of(&self, part: &PipelinePart, portions: &[Portion<'_>], whole: Whole<'_>) -> Plan {
+        let settings = self.settings();
+        let effect = whole.split.effect_of(part.units());
+        let plan = whole
+            .plan
+            .of_portions(portions, effect, settings.connections);
+        plan.adjusted(whole.options, settings.repeat_only_reads)
     }
 
     async fn send_part(
         &self,
         part: &PipelinePart,
+        ahead: Option<Encoded>,
         whole: Whole<'_>,
         times: (Instant, Duration),
     ) -> Vec<Answer> {
@@ -171,7 +212,8 @@ impl Cluster {
         }
         if part.is_whole {
             let payload = Payload::Pipeline(whole.pipeline);
-            let answer = node.attempt_after(payload, plan.clone(), options, times, suspicion);
+            let plan = plan.clone();
+            let answer = node.attempt_encoded(ahead, payload, plan, options, times, suspicion);
             return all(Self::values_apart(&node, answer.await));
         }
         let portions = whole.split.portions(units);
@@ -192,12 +234,9 @@ impl Cluster {
             return all(Self::values_apart(&node, answer));
         }
         let portions: SmallVec<[Portion<'_>; 4]> = portions.collect();
-        let settings = self.settings();
-        let effect = whole.split.effect_of(units);
-        let plan = plan.of_portions(&portions, effect, settings.connections);
-        let plan = plan.adjusted(options, settings.repeat_only_reads);
+        let plan = self.plan_of(part, &portions, whole);
         let payload = Payload::Portions(&portions);
-        let answer = node.attempt_after(payload, plan, options, times, suspicion);
+        let answer = node.attempt_encoded(ahead, payload, plan, options, times, suspicion);
         all(Self::values_apart(&node, answer.await))
     }
 
@@ -303,10 +342,20 @@ fn sent_again<T>(again: Again<T>, limits: &Limits<'_>) -> Result<Poll<T>, RoundS
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::client::cluster::view::view_of;
+    use crate::options::CallOptions;
 
     fn size_of_sent<'a, F: Future>(
-        _: impl FnOnce(&'a Cluster, &'a PipelinePart, Whole<'a>, (Instant, Duration)) -> F,
+        _: impl FnOnce(
+            &'a Cluster,
+            &'a PipelinePart,
+            Option<Encoded>,
+            Whole<'a>,
+            (Instant, Duration),
+        ) -> F,
     ) -> usize {
         size_of::<F>()
     }
@@ -317,10 +366,50 @@ mod tests {
 
     #[test]
     fn t31_what_waits_for_its_turn_takes_little_memory() {
-        let in_turn = size_of_sent(|at, part, whole, times| at.send_in_turn(part, whole, times));
-        let sent = size_of_sent(|at, part, whole, times| at.send_part(part, whole, times));
+        let in_turn = size_of_sent(|at, part, ahead, whole, times| {
+            at.send_in_turn(part, ahead, whole, times)
+        });
+        let sent =
+            size_of_sent(|at, part, ahead, whole, times| at.send_part(part, ahead, whole, times));
         assert!(in_turn < 256, "{in_turn} bytes, and when it is sent {sent}");
         let run = size_of_run(PipelineRun::run);
         assert!(run < 3_000, "{run} bytes: the design page says 2.5 KB");
+    }
+
+    fn resident_bytes() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("it is Linux");
+        let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+        4096 * pages.unwrap_or(0_usize)
+    }
+
+    #[tokio::test]
+    async fn t5_large_parts_of_a_pipeline_are_encoded_before_the_locks_of_their_slots_are_taken() {
+        let builder = crate::Client::builder("redis-cluster://127.0.0.1:9").expect("a good url");
+        let client = builder.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let text = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-8191\n\
+                    b 127.0.0.1:2@12 master - 0 0 2 connected 8192-16383\n";
+        assert!(cluster.believe(&view_of(text)).ignored.is_none());
+        let size = 16 << 20;
+        let mut pipeline = redis::pipe();
+        for key in ["a", "b"] {
+            pipeline.cmd("SET").arg(key).arg(vec![1_u8; size]);
+        }
+        let plan = Payload::Pipeline(&pipeline).plan(1, true);
+        let (plan, options) = (plan.expect("it may be sent"), CallOptions::new());
+        let (before, begun) = (resident_bytes(), clock::now());
+        std::thread::scope(|threads| {
+            // What is done under the lock of a slot, while the pipeline waits for that.
+            cluster.order.hand_over(Slot::of_key(b"a"), || {
+                threads.spawn(|| cluster.pipeline(&pipeline, plan, &options).now_or_never());
+                while resident_bytes() < before + 2 * size {
+                    assert!(
+                        clock::now() - begun < Duration::from_secs(20),
+                        "not encoded"
+                    );
+                    std::thread::yield_now();
+                }
+            });
+        });
     }
 }
