@@ -1,6 +1,7 @@
 //! SQL that was rolled back, where what would tell is gone: the processes that knew it before, what
 //! Redis held, or an outbox in which nothing waits.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use steadfast_cache::{Cache, Database, Source};
@@ -51,6 +52,23 @@ async fn reads_at_last(cache: &Cache, version: &str) {
     .await;
 }
 
+/// Writes these versions of the item, so that Redis gets ahead of what SQL will be, and reads it.
+async fn write_versions(cache: &Cache, versions: RangeInclusive<i64>) {
+    let last = versions.end().to_string();
+    for version in versions {
+        write_everywhere(cache, 7, version).await;
+    }
+    reads_at_last(cache, &last).await;
+}
+
+/// Waits until the first that was read is in Redis.
+async fn is_filled(cache: &Cache) {
+    eventually("Redis has it", || async {
+        cache.status().counts.fills == 1
+    })
+    .await;
+}
+
 /// Loses the tables, with what waited there, and what it counted.
 async fn drop_the_tables(database: &Database) {
     for table in ["steadfast_outbox", "steadfast_outbox_state"] {
@@ -73,15 +91,9 @@ async fn nobody_outlives_a_rollback(database: Database) {
     let mut version = 0;
     for redis_is_older in [false, true] {
         let first = over(&database, &redis).await;
-        for _ in 0..4 {
-            version += 1;
-            write_everywhere(&first, 7, version).await;
-        }
-        reads_at_last(&first, &version.to_string()).await;
-        eventually("Redis has it", || async {
-            first.status().counts.fills == 1
-        })
-        .await;
+        write_versions(&first, version + 1..=version + 4).await;
+        version += 4;
+        is_filled(&first).await;
         let reached = first.status().redis.unwrap().watermark;
         if redis_is_older {
             redis.save_snapshot().await.unwrap();
@@ -131,14 +143,8 @@ async fn k16_a_rollback_that_nobody_outlived_shows_though_something_waits_on_pos
 async fn k16_what_redis_holds_is_not_fresh_before_sql_was_asked_whether_it_fell() {
     let site = Site::start().await;
     let first = site.cache().await;
-    for version in 1..=4 {
-        write_everywhere(&first, 7, version).await;
-    }
-    reads_at_last(&first, "4").await;
-    eventually("Redis has it", || async {
-        first.status().counts.fills == 1
-    })
-    .await;
+    write_versions(&first, 1..=4).await;
+    is_filled(&first).await;
     let reached = first.status().redis.unwrap().watermark;
     drop(first);
     roll_back(&site.database, 100, reached as i64 - 3).await;
@@ -161,10 +167,7 @@ async fn k16_a_rollback_that_a_delivery_notices_is_seen_to_at_once() {
     let site = Site::start().await;
     let builder = site.builder().await.outbox_poll(Duration::from_secs(60));
     let cache = builder.build().await.unwrap();
-    for version in 1..=4 {
-        write_everywhere(&cache, 7, version).await;
-    }
-    reads_at_last(&cache, "4").await;
+    write_versions(&cache, 1..=4).await;
     roll_back(&site.database, 100, 1).await;
     write_everywhere(&cache, 8, 1).await;
     reads_at_last(&cache, "100").await;
@@ -179,15 +182,11 @@ async fn k16_a_rollback_that_a_delivery_notices_is_seen_to_at_once() {
 async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
     let site = Site::start().await;
     let cache = site.cache().await;
-    for version in 1..=3 {
-        write_everywhere(&cache, 7, version).await;
-    }
+    write_versions(&cache, 1..=3).await;
     let client = site.client().await;
     let other = plain(&site.database).redis(client);
     let other = other.build().await.unwrap();
-    for cache in [&cache, &other] {
-        reads_at_last(cache, "3").await;
-    }
+    reads_at_last(&other, "3").await;
     site.redis.freeze().unwrap();
     let targets = [steadfast_cache::Target::key("item:9")];
     cache.invalidate(&targets).await.unwrap();
@@ -209,10 +208,7 @@ async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
 async fn k16_a_database_that_is_rolled_back_twice_takes_everything_with_it() {
     let site = Site::start().await;
     let cache = site.cache().await;
-    for version in 1..=3 {
-        write_everywhere(&cache, 7, version).await;
-    }
-    reads_at_last(&cache, "3").await;
+    write_versions(&cache, 1..=3).await;
     let epoch = || cache.status().redis.unwrap().epoch;
     let before = epoch();
     site.take_no_writes(true).await;
@@ -244,10 +240,7 @@ async fn k16_a_relay_that_died_before_its_commit_costs_what_it_delivered_and_no_
     eventually("it is delivered", || outbox_is_empty(&database)).await;
     let loader = Loader::default();
     get(&first, "a", "user", &loader).await.unwrap();
-    eventually("Redis has it", || async {
-        first.status().counts.fills == 1
-    })
-    .await;
+    is_filled(&first).await;
     let epoch = first.status().redis.unwrap().epoch;
     drop(first);
     // As it was before the commit: the same row, and one that came later.
