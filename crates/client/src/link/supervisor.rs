@@ -498,3 +498,6 @@ async fn drain(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<Id
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
