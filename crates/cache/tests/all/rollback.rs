@@ -9,8 +9,11 @@ use steadfast_drill::process::{MariaDb, Postgres, Redis};
 
 use crate::site::{
     Loader, Site, connect, create_table, eventually, get, plain, read_item, select_item, set_item,
-    sqlite, text, write_everywhere,
+    sqlite, text, write_everywhere, write_item,
 };
+
+/// The next regular look comes after any of these tests.
+const FAR_OFF: Duration = Duration::from_secs(3600);
 
 /// Takes the database back to this watermark, with nothing in the outbox. What the item is then
 /// tells it from all that was ever cached.
@@ -148,8 +151,8 @@ async fn k16_what_redis_holds_is_not_fresh_before_sql_was_asked_whether_it_fell(
     let reached = first.status().redis.unwrap().watermark;
     drop(first);
     roll_back(&site.database, 100, reached as i64 - 3).await;
-    let builder = site.builder().await.outbox_poll(Duration::from_secs(60));
-    let second = builder.build().await.unwrap();
+    let second = site.builder().await.outbox_poll(FAR_OFF);
+    let second = second.build().await.unwrap();
     eventually("what SQL holds now is seen", || async {
         let database = second.database().clone();
         let load = move || async move { Ok(select_item(&database, 7).await?) };
@@ -161,20 +164,57 @@ async fn k16_what_redis_holds_is_not_fresh_before_sql_was_asked_whether_it_fell(
     .await;
 }
 
-/// The next regular look is far off: a write, and its delivery, shows that SQL has fallen.
-#[tokio::test]
-async fn k16_a_rollback_that_a_delivery_notices_is_seen_to_at_once() {
-    let site = Site::start().await;
-    let builder = site.builder().await.outbox_poll(Duration::from_secs(60));
-    let cache = builder.build().await.unwrap();
+/// A cache that has seen SQL to be ahead of what it will be, and whose next regular look is far off:
+/// a write, and its delivery, shows that SQL has fallen.
+async fn looks_rarely(site: &Site) -> Cache {
+    let cache = site.builder().await.outbox_poll(FAR_OFF);
+    let cache = cache.build().await.unwrap();
     write_versions(&cache, 1..=4).await;
-    roll_back(&site.database, 100, 1).await;
-    write_everywhere(&cache, 8, 1).await;
-    reads_at_last(&cache, "100").await;
+    is_filled(&cache).await;
+    cache
+}
+
+async fn is_read_at_last(cache: &Cache) {
     eventually("Redis is read again", || async {
         cache.status().redis.unwrap().trusted
     })
     .await;
+}
+
+async fn run(database: &Database, sql: &str) {
+    let mut tx = database.begin().await.unwrap();
+    tx.execute(sql, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn k16_a_rollback_that_a_delivery_notices_is_seen_to_at_once() {
+    let site = Site::start().await;
+    let cache = looks_rarely(&site).await;
+    roll_back(&site.database, 100, 1).await;
+    write_everywhere(&cache, 8, 1).await;
+    reads_at_last(&cache, "100").await;
+    is_read_at_last(&cache).await;
+}
+
+#[tokio::test]
+async fn k16_an_order_to_invalidate_everything_that_failed_is_given_again_however_rarely_one_looks()
+{
+    let site = Site::start().await;
+    let cache = looks_rarely(&site).await;
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE OF kind ON steadfast_outbox \
+                  BEGIN SELECT RAISE(ABORT, 'no order is taken'); END";
+    run(&site.database, refuse).await;
+    roll_back(&site.database, 100, 1).await;
+    write_item(&cache, 8, 1).await;
+    eventually("it cannot be given", || async {
+        let trouble = cache.status().outbox_trouble;
+        trouble.is_some_and(|trouble| trouble.contains("no order is taken"))
+    })
+    .await;
+    run(&site.database, "DROP TRIGGER refuse").await;
+    reads_at_last(&cache, "100").await;
+    is_read_at_last(&cache).await;
 }
 
 /// On SQLite nothing is locked while a relay waits for Redis.
