@@ -363,9 +363,10 @@ impl Relay {
             if batch.targets.is_empty() {
                 self.outbox.leave(batch).await?;
                 self.resume(since);
-                return Ok(true);
+                // What was to invalidate everything has been delivered, or is lost: a look tells.
+                return Ok(!redis.epoch_guard.is_order_out());
             }
-            let (rows, complete) = (batch.targets.len(), batch.complete);
+            let (rows, complete) = (batch.rows.clone(), batch.complete);
             let watermark = match redis
                 .apply(batch.watermark, &batch.targets, &batch.rows)
                 .await
@@ -390,14 +391,14 @@ impl Relay {
                     }
                     // The same again might fail again: it may be more than the link or Redis can
                     // take in the time.
-                    self.batch.store((rows / 2).max(1), Ordering::Relaxed);
+                    self.batch.store((rows.len() / 2).max(1), Ordering::Relaxed);
                     return Err(trouble.into());
                 }
             };
             self.outbox.finish(batch, watermark).await?;
             self.batch.store((most * 2).min(BATCH), Ordering::Relaxed);
-            redis.epoch_guard.learn(watermark);
-            self.served.stats.relayed.add(rows as u64);
+            redis.epoch_guard.learn(watermark, &rows);
+            self.served.stats.relayed.add(rows.len() as u64);
             if complete {
                 self.note_lag(None);
                 self.resume(since);

@@ -197,6 +197,22 @@ async fn k16_a_rollback_that_a_delivery_notices_is_seen_to_at_once() {
     is_read_at_last(&cache).await;
 }
 
+/// SQL comes to be where the first rollback took it, as from the same backup: nothing tells of the
+/// second but that the order to invalidate everything is gone.
+#[tokio::test]
+async fn k16_a_second_rollback_that_takes_the_order_of_the_first_with_it_is_seen_to_at_once() {
+    let site = Site::start().await;
+    let cache = looks_rarely(&site).await;
+    let lose = "CREATE TRIGGER lose AFTER UPDATE OF kind ON steadfast_outbox WHEN NEW.kind = 'all' \
+                AND (SELECT version FROM items WHERE id = 7) = 100 BEGIN \
+                DELETE FROM steadfast_outbox; UPDATE items SET version = 200 WHERE id = 7; END";
+    run(&site.database, lose).await;
+    roll_back(&site.database, 100, 1).await;
+    write_everywhere(&cache, 8, 1).await;
+    reads_at_last(&cache, "200").await;
+    is_read_at_last(&cache).await;
+}
+
 #[tokio::test]
 async fn k16_an_order_to_invalidate_everything_that_failed_is_given_again_however_rarely_one_looks()
 {

@@ -84,7 +84,8 @@ struct State {
     redis_at: u64,
     /// What took Redis there, as it says.
     delivery: Option<Delivery>,
-    /// The last order to invalidate everything, because SQL was rolled back.
+    /// The last order to invalidate everything, because SQL was rolled back, until it is delivered
+    /// or a look does not find it.
     order: Option<RowMark>,
     suspended: Option<&'static str>,
     /// Counts the reasons given for that: what was seen before one does not end it.
@@ -459,11 +460,18 @@ impl EpochGuard {
         state.order = Some(order);
     }
 
-    /// Learns that this process has applied invalidations up to this watermark to Redis, and
+    /// Whether everything is ordered to be invalidated, and this process has not seen that
+    /// delivered.
+    pub(crate) fn is_order_out(&self) -> bool {
+        self.state.lock().order.is_some()
+    }
+
+    /// Learns that this process has applied these rows to Redis, up to this watermark, and
     /// committed that in SQL.
-    pub(crate) fn learn(&self, watermark: u64) {
+    pub(crate) fn learn(&self, watermark: u64, rows: &[RowMark]) {
         let mut state = self.state.lock();
         state.known = state.known.max(watermark);
+        state.order = state.order.filter(|order| !rows.contains(order));
     }
 
     /// The channel says that invalidations were applied up to this watermark.
@@ -495,14 +503,16 @@ impl EpochGuard {
     }
 
     /// Resumes reading from Redis, since nothing waits any more; says whether that is a change. Who
-    /// began to find that out before there was a reason to stop knows nothing of it: a look is to
-    /// find it out anew.
+    /// began to find that out before there was a reason to stop knows nothing of it; and where an
+    /// order to invalidate everything should wait, it may have been lost with another rollback. A
+    /// look is to find out.
     pub(crate) fn resume(&self, since: Vantage) -> bool {
         let mut state = self.state.lock();
         if state.suspended.is_none() {
             return false;
         }
-        let knows = state.suspensions == since.suspensions && !state.rolled_back;
+        let knows =
+            state.suspensions == since.suspensions && !state.rolled_back && state.order.is_none();
         if knows {
             state.suspended = None;
         } else {
@@ -742,6 +752,7 @@ mod tests {
         guard.suspend("invalidations wait");
         assert!(!guard.resume(began) && wants_a_look(&guard));
         assert!(guard.resume(guard.vantage()) && !wants_a_look(&guard));
+        assert!(!guard.resume(began) && !wants_a_look(&guard), "it is read");
     }
 
     /// Whether a look tells, or a delivery that Redis refuses.
@@ -770,7 +781,36 @@ mod tests {
         };
         guard.all_is_ordered(order);
         assert!(guard.suspended().is_some(), "nor delivered");
+        guard.learn(6, &[order]);
         assert!(guard.resume(guard.vantage()) && guard.suspended().is_none());
+    }
+
+    /// SQL is where the first rollback took it, so that nothing but the order that is gone tells of
+    /// the second; or another process has delivered it.
+    #[tokio::test]
+    async fn k16_nobody_has_redis_read_again_who_finds_nothing_where_an_order_should_wait() {
+        for rolled_back_again in [true, false] {
+            let guard = guard_of(7);
+            guard.adopt(0, Some(found(10, true)));
+            guard.on_fall(5);
+            watch_sql_at(&guard, 5);
+            assert!(wants_a_look(&guard));
+            guard.suspend(ROLLED_BACK);
+            guard.all_is_ordered(RowMark {
+                id: 1,
+                created_at: 1,
+            });
+            assert!(!guard.resume(guard.vantage()) && guard.is_order_out());
+            assert!(
+                wants_a_look(&guard),
+                "the next regular one may be a day away"
+            );
+            watch_sql_at(&guard, if rolled_back_again { 5 } else { 11 });
+            assert!(!guard.is_order_out());
+            assert_eq!(guard.is_rolled_back(), rolled_back_again);
+            assert_eq!(guard.suspended().is_some(), rolled_back_again);
+            assert_eq!(wants_a_look(&guard), rolled_back_again);
+        }
     }
 
     #[tokio::test]
