@@ -22,25 +22,24 @@
 //! thread, is closed by the next reader; and if none comes, or if that runtime is not driven, a
 //! thread beside all runtimes ([`watch`]) sends its readers to ask for themselves.
 
+mod found;
+mod gathering;
+mod question;
 mod seats;
 mod watch;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use redis::Value;
-use steadfast::{Effect, ErrorKind};
-use tokio::runtime::{Handle, Id};
+use tokio::runtime::Handle;
 
-use self::seats::{Seated, Seats};
+use self::gathering::{Gathering, Newcomer, Open, Part, Reader, Step};
+use self::seats::Seated;
 use super::answer::{EpochView, RedisFailure, RedisResult};
-use super::look::{Found, Told, Wanted, text};
-use super::names::Names;
-use super::scripts::LOOK_FOR_ALL;
-use super::{RedisAllowance, RedisTier, asked_within};
+use super::look::{Found, Told, Wanted};
+use super::{RedisAllowance, RedisTier};
 use crate::clock::clock;
 use crate::monotonic::Monotonic;
 
@@ -58,41 +57,6 @@ pub(super) struct Together {
     unstamped_until: AtomicU64,
     /// Readers that ask together at most.
     most: usize,
-}
-
-/// The gatherings for which Redis has not been asked yet.
-#[derive(Default)]
-struct Open {
-    /// The number of the gathering that is opened next.
-    next: u64,
-    gathering: Option<Gathering>,
-    /// Those that nobody joins any more, and whose task has not run yet.
-    due: Vec<Gathering>,
-    watch: watch::State,
-}
-
-/// Readers who will ask together.
-struct Gathering {
-    number: u64,
-    began: Instant,
-    /// All of them run in this runtime.
-    runtime: Id,
-    /// All of them believe in this epoch, of this server. Its watermark is the highest that one of
-    /// them expects.
-    epoch_view: EpochView,
-    readers: Vec<Reader>,
-    /// The names of their values, one behind the other.
-    names: Vec<u8>,
-    /// Told of the answer; if they are dropped, that nobody has asked.
-    seats: Seats<Part>,
-}
-
-struct Reader {
-    /// The number of its seat.
-    seat: usize,
-    /// The place of its value's name among the names.
-    value: Range<usize>,
-    tags: Vec<Vec<u8>>,
 }
 
 /// A look that has begun, until it is dropped.
@@ -186,45 +150,6 @@ impl Drop for Looking<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-impl Gathering {
-    /// Whether a reader of this runtime may ask along that believes in this.
-    fn admits(&self, runtime: Id, epoch_view: &EpochView) -> bool {
-        self.runtime == runtime
-            && Arc::ptr_eq(&self.epoch_view.epoch, &epoch_view.epoch)
-            && self.epoch_view.server == epoch_view.server
-    }
-
-    fn name_of(&self, reader: &Reader) -> &[u8] {
-        &self.names[reader.value.clone()]
-    }
-}
-
-/// A reader that is to join those who ask together.
-struct Newcomer<'a> {
-    wanted: &'a Wanted<'a>,
-    epoch_view: &'a EpochView,
-    came: Instant,
-    runtime: Id,
-}
-
-/// The steps that follow a reader's coming.
-enum Step {
-    /// Nothing: another sees to it.
-    None,
-    /// The gathering of this number is to be asked for after a turn.
-    Wait(u64),
-    /// The gathering of this number is to be asked for at once.
-    Ask(u64),
-}
-
-/// What becomes of a reader that has joined others, and when; nothing, if nobody has asked.
-struct Part {
-    /// Without an answer the question has failed, perhaps because of another's value: it is to be
-    /// asked alone.
-    answer: Option<RedisResult<Found>>,
-    at: Instant,
 }
 
 impl RedisTier {
@@ -341,278 +266,6 @@ impl RedisTier {
             }
         }
     }
-
-    /// Asks for all of these. A failure that may be due to one of them is `Err(None)`.
-    async fn find_all(
-        &self,
-        gathering: &Gathering,
-        limit: Duration,
-    ) -> Result<FoundForAll, Option<RedisFailure>> {
-        let answer = match self.names.are_in_one_slot() {
-            true => self.ask_for_all_by_script(gathering, limit).await,
-            false => self.ask_for_all_by_pipeline(gathering, limit).await,
-        }?;
-        if let [Value::ServerError(_), ..] = answer.as_slice() {
-            // It may not be asked the time.
-            self.together.note_unstamped(clock());
-        }
-        let (epoch, watermark, found) = take_apart(answer, &gathering.readers).ok_or(None)?;
-        self.check(
-            &gathering.epoch_view,
-            epoch.as_deref(),
-            watermark.as_deref(),
-        )?;
-        Ok(found)
-    }
-}
-
-impl RedisTier {
-    /// Asks the time, or the time that each value has left, and then for all that the readers have
-    /// named. All is answered on one connection, in one attempt, so that it is the time of the
-    /// server that has the values. It is asked first: if a value is replaced in between, it seems
-    /// older than it is, not younger.
-    async fn ask_for_all_by_pipeline(
-        &self,
-        gathering: &Gathering,
-        limit: Duration,
-    ) -> Result<Vec<Value>, Option<RedisFailure>> {
-        let readers = &gathering.readers;
-        let tags = readers.iter().flat_map(|reader| &reader.tags);
-        let bytes: usize = tags.map(Vec::len).sum();
-        let mut values =
-            redis::Cmd::with_capacity(3 + readers.len(), gathering.names.len() + bytes + 128);
-        values.arg("MGET");
-        values.arg(self.names.epoch()).arg(self.names.watermark());
-        for reader in readers {
-            values.arg(gathering.name_of(reader)).arg(&reader.tags);
-        }
-        let mut pipe = redis::Pipeline::with_capacity(2);
-        if self.together.are_stamped(gathering.began) {
-            pipe.cmd("TIME");
-        } else {
-            for reader in readers {
-                pipe.cmd("PTTL").arg(gathering.name_of(reader));
-            }
-        }
-        pipe.add_command(values);
-        let client = self.client.with(asked_within(limit));
-        let answer = client.send_pipeline(&pipe).await;
-        if let Ok(answer) = &answer
-            && let Some(refusal) = refusal_of_the_values(answer)
-        {
-            self.stats.redis_errors.add(1);
-            return Err(refusal);
-        }
-        self.judge(answer)
-    }
-
-    async fn ask_for_all_by_script(
-        &self,
-        gathering: &Gathering,
-        limit: Duration,
-    ) -> Result<Vec<Value>, Option<RedisFailure>> {
-        let readers = &gathering.readers;
-        let tags: usize = readers.iter().map(|reader| reader.tags.len()).sum();
-        let mut ask = redis::cmd("EVAL");
-        ask.arg(LOOK_FOR_ALL).arg(2 + readers.len() + tags);
-        ask.arg(self.names.epoch()).arg(self.names.watermark());
-        for reader in readers {
-            ask.arg(gathering.name_of(reader)).arg(&reader.tags);
-        }
-        // The places of the values among the names.
-        let mut place = 3;
-        for reader in readers {
-            ask.arg(place);
-            place += 1 + reader.tags.len();
-        }
-        let client = self.client.with(asked_within(limit).effect(Effect::Read));
-        match self.judge(client.send(&ask).await)? {
-            Value::Array(answer) => Ok(answer),
-            _ => Err(None),
-        }
-    }
-
-    /// Counts an answer; says of a failure whether it may be due to one of the values.
-    fn judge<T>(&self, answer: Result<T, steadfast::Error>) -> Result<T, Option<RedisFailure>> {
-        let counter = match answer {
-            Ok(_) => &self.stats.redis_answers,
-            Err(_) => &self.stats.redis_errors,
-        };
-        counter.add(1);
-        answer.map_err(|error| match error.kind() {
-            ErrorKind::Server(refusal) if !OF_THE_SERVER.contains(&refusal.code()) => None,
-            ErrorKind::ReplyTooLarge { .. } => {
-                // Its connection has ended with it, for all that were using it.
-                self.together.part_for_good();
-                None
-            }
-            // Each has the rest of its time for a question of its own.
-            ErrorKind::Timeout { .. } if self.names.are_in_one_slot() => None,
-            _ => Some(RedisFailure::Failed(error.into())),
-        })
-    }
-}
-
-impl Open {
-    /// Adds a reader; `None` if it has to ask alone.
-    fn add(
-        &mut self,
-        newcomer: &Newcomer<'_>,
-        names: &Names,
-        most: usize,
-    ) -> Option<(Step, Seated<Part>)> {
-        let (epoch_view, now) = (newcomer.epoch_view, newcomer.came);
-        let Some(open) = &mut self.gathering else {
-            let number = self.next;
-            self.next += 1;
-            let gathering = self.gathering.insert(Gathering {
-                number,
-                began: now,
-                runtime: newcomer.runtime,
-                epoch_view: epoch_view.clone(),
-                readers: Vec::with_capacity(most),
-                names: Vec::with_capacity(most * TYPICAL_NAME),
-                seats: Seats::with_capacity(most),
-            });
-            return Some((Step::Wait(number), gathering.seat(newcomer, names)));
-        };
-        let overdue = now.saturating_duration_since(open.began) > OVERDUE;
-        if !open.admits(newcomer.runtime, epoch_view) {
-            return None;
-        }
-        let seated = open.seat(newcomer, names);
-        let watermark = &mut open.epoch_view.watermark;
-        *watermark = epoch_view.watermark.max(*watermark);
-        if overdue || open.readers.len() >= most {
-            let gathering = self.gathering.take()?;
-            let number = gathering.number;
-            self.due.push(gathering);
-            return Some((Step::Ask(number), seated));
-        }
-        Some((Step::None, seated))
-    }
-}
-
-impl Gathering {
-    /// Gives a reader a seat.
-    fn seat(&mut self, newcomer: &Newcomer<'_>, names: &Names) -> Seated<Part> {
-        let wanted = newcomer.wanted;
-        let begin = self.names.len();
-        names.add_value(&newcomer.epoch_view.epoch, wanted.key, &mut self.names);
-        self.readers.push(Reader {
-            seat: self.readers.len(),
-            value: begin..self.names.len(),
-            tags: wanted.tags.iter().map(|tag| names.tag(tag)).collect(),
-        });
-        self.seats.take()
-    }
-}
-
-/// Texts that Redis has, or has not.
-type Text = Option<Vec<u8>>;
-
-/// The answers for all of a gathering, in the order of its readers.
-struct FoundForAll {
-    told: ToldForAll,
-    /// Of each its value and the tokens of its tags.
-    texts: std::vec::IntoIter<Value>,
-}
-
-/// What Redis has said beside all these values.
-enum ToldForAll {
-    Now(u64),
-    Left(std::vec::IntoIter<Value>),
-}
-
-impl FoundForAll {
-    /// Returns what is found for each of these readers, who are all.
-    fn for_each_of<'r>(
-        self,
-        readers: impl Iterator<Item = &'r Reader>,
-    ) -> impl Iterator<Item = Found> {
-        let Self {
-            mut told,
-            mut texts,
-        } = self;
-        let mut next = move || texts.next().and_then(text).flatten();
-        readers.map_while(move |reader| {
-            let told = match &mut told {
-                ToldForAll::Now(now) => Told::Now(*now),
-                ToldForAll::Left(left) => Told::Left(left_of(&left.next()?)?),
-            };
-            let value = next();
-            let tokens = reader.tags.iter().map(|_| next()).collect();
-            Some(Found {
-                told,
-                value,
-                tokens,
-            })
-        })
-    }
-}
-
-/// Returns why the values were refused, if they were. A server that loads its data, or has lost its
-/// primary, tells the time all the same, so the client does not see a refusal of the whole.
-fn refusal_of_the_values(answer: &[Value]) -> Option<Option<RedisFailure>> {
-    let Some(Value::ServerError(refusal)) = answer.last() else {
-        return None;
-    };
-    let failure = RedisFailure::Failed(refusal.clone().into());
-    Some(failure.is_of_the_server().then_some(failure))
-}
-
-impl RedisFailure {
-    /// Whether it is due to the state of the server, and so to none of those who asked together.
-    fn is_of_the_server(&self) -> bool {
-        match self {
-            Self::Replaced => true,
-            Self::Failed(error) => error
-                .code()
-                .is_some_and(|code| OF_THE_SERVER.contains(&code)),
-            _ => false,
-        }
-    }
-}
-
-/// Takes apart what tells the ages, and epoch, watermark and what each reader has named.
-fn take_apart(mut answer: Vec<Value>, readers: &[Reader]) -> Option<(Text, Text, FoundForAll)> {
-    let tags: usize = readers.iter().map(|reader| reader.tags.len()).sum();
-    let Some(Value::Array(texts)) = answer.pop() else {
-        return None;
-    };
-    let is_text = |value: &Value| matches!(value, Value::BulkString(_) | Value::Nil);
-    if texts.len() != 2 + readers.len() + tags || !texts.iter().all(is_text) {
-        return None;
-    }
-    let told = match answer.as_slice() {
-        [Value::Array(now)] => ToldForAll::Now(milliseconds(now)?),
-        left if left.len() == readers.len() && left.iter().all(|left| left_of(left).is_some()) => {
-            ToldForAll::Left(answer.into_iter())
-        }
-        _ => return None,
-    };
-    let mut texts = texts.into_iter();
-    let (epoch, watermark) = (texts.next().and_then(text)?, texts.next().and_then(text)?);
-    Some((epoch, watermark, FoundForAll { told, texts }))
-}
-
-fn left_of(value: &Value) -> Option<i64> {
-    match value {
-        Value::Int(left) => Some(*left),
-        _ => None,
-    }
-}
-
-/// The answer to TIME, seconds and microseconds, as milliseconds: rounded up, so that nothing seems
-/// younger than it is.
-fn milliseconds(now: &[Value]) -> Option<u64> {
-    let number = |value: &Value| match value {
-        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
-        _ => None,
-    };
-    let [seconds, micros] = now else { return None };
-    let seconds = number(seconds)?.checked_mul(1000)?;
-    seconds.checked_add(number(micros)?.div_ceil(1000))
 }
 
 /// The task of a gathering for which Redis has not been asked.
@@ -645,9 +298,6 @@ fn saturated(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// The refusals by which a server says that it serves nobody now.
-const OF_THE_SERVER: [&str; 3] = ["LOADING", "MASTERDOWN", "BUSY"];
-
 /// With so many looks under way it is worth waiting for others: among fewer a task costs more than
 /// it saves.
 const SEVERAL: usize = 4;
@@ -658,9 +308,6 @@ const FEW_TAGS: usize = 4;
 /// Readers that ask together at most. So many values occupy Redis for some 50 µs, come to
 /// 256 KiB, unless their class has grown since, and what a question costs is little beside them.
 const MOST: usize = 64;
-
-/// The bytes of the name of a value, for which there is room from the beginning.
-const TYPICAL_NAME: usize = 80;
 
 /// A value longer than this is asked for alone.
 const LARGE: u32 = 4 << 10;
@@ -678,9 +325,6 @@ const UNKNOWN: u32 = LARGE + LARGE / 2;
 
 /// Classes that are told apart.
 const CLASSES: usize = 64;
-
-/// The time after which a gathering should have been closed.
-const OVERDUE: Duration = Duration::from_millis(1);
 
 /// The time for which it is remembered that there are values without a stamp.
 const REMEMBERED: Duration = Duration::from_secs(10);

@@ -11,6 +11,9 @@ use steadfast_drill::process::{Cluster, Redis};
 use steadfast_drill::waiting::until;
 use tokio::sync::oneshot;
 
+use super::gathering::OVERDUE;
+use super::question::refusal_of_the_values;
+use super::seats::Seats;
 use super::*;
 use crate::freshness::Ttl;
 use crate::parts::Cache;

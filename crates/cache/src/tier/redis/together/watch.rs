@@ -13,59 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{APART, Gathering, Open, RedisTier};
-
-/// How far the thread has looked at the gatherings of a tier.
-#[derive(Default)]
-pub(super) struct State {
-    is_watched: bool,
-    /// The number of the gathering that was to be opened next, at the last look.
-    seen: u64,
-    /// Looks in a row at which there was nothing new.
-    idle: u32,
-    /// Looks in a row at which somebody was sent away, and in between Redis was asked for nobody.
-    late: u32,
-}
-
-impl State {
-    /// Says that there is something to look at; returns whether nobody looks at it yet.
-    pub(super) fn begins(&mut self) -> bool {
-        !mem::replace(&mut self.is_watched, true)
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_watched(&self) -> bool {
-        self.is_watched
-    }
-
-    /// As if somebody looked already, or nobody yet.
-    #[cfg(test)]
-    pub(super) fn pretend(&mut self, is_watched: bool) {
-        self.is_watched = is_watched;
-    }
-
-    /// Says that the task of a gathering has run.
-    pub(super) fn runs(&mut self) {
-        self.late = 0;
-    }
-}
-
-impl Open {
-    /// Takes those that were there at the last look.
-    fn look(&mut self) -> Vec<Gathering> {
-        let seen = mem::replace(&mut self.watch.seen, self.next);
-        let is_late = |gathering: &mut Gathering| gathering.number < seen;
-        let mut late: Vec<_> = self.due.extract_if(.., is_late).collect();
-        late.extend(self.gathering.take_if(is_late));
-        let is_new = self.next != seen || self.gathering.is_some() || !self.due.is_empty();
-        self.watch.idle = if is_new { 0 } else { self.watch.idle + 1 };
-        self.watch.is_watched = self.watch.idle < AT_REST;
-        if !late.is_empty() {
-            self.watch.late += 1;
-        }
-        late
-    }
-}
+use super::{APART, RedisTier};
 
 /// The tiers that are looked at; none, if there is no thread.
 static WATCHED: Mutex<Vec<Weak<RedisTier>>> = Mutex::new(Vec::new());
@@ -142,6 +90,3 @@ fn look_at(tier: &RedisTier) -> bool {
 
 /// The time between two looks. Nobody waits for more than two of them for a task that does not run.
 const EVERY: Duration = Duration::from_millis(5);
-
-/// After so many looks in a row at which there was nothing, a tier is at rest.
-const AT_REST: u32 = 200;
