@@ -375,6 +375,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+
     use super::*;
 
     #[tokio::test]
@@ -439,6 +441,38 @@ mod tests {
         ));
         drop(second);
         assert_eq!(guard.status().running, 0);
+    }
+
+    /// With everything at its default, and many times longer than any of them may wait while nobody
+    /// is admitted.
+    #[tokio::test(start_paused = true)]
+    async fn k9_by_default_a_queue_is_drained_that_moves_and_left_that_stands_still() {
+        let options = GuardOptions::default();
+        let guard = LoadAdmission::new(&options, &[None], clock());
+        let deadline = clock() + Duration::from_secs(3600);
+        let admit = || guard.admit(0, Urgency::Needed, deadline, || ());
+        let load = async || {
+            let permit = admit().await?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            permit.record(Outcome::Success);
+            Ok::<_, Rejection>(())
+        };
+        load().await.unwrap();
+        let began = clock();
+        for loaded in join_all((0..3000).map(|_| load())).await {
+            loaded.unwrap();
+        }
+        assert!(clock() - began > options.wait * 5);
+        let held = join_all((0..options.concurrency).map(|_| admit())).await;
+        assert!(held.iter().all(Result::is_ok));
+        let asked = clock();
+        let refused = admit().await.err().unwrap();
+        let waited = clock() - asked;
+        assert!(matches!(refused, Rejection::Overloaded { .. }));
+        assert!(
+            waited >= options.wait && waited < options.wait * 4,
+            "{waited:?}"
+        );
     }
 
     #[tokio::test]
