@@ -128,7 +128,8 @@ pub struct LedgerReport {
 pub struct ShardsReport {
     /// Calls that failed for a slot to which nothing was done.
     pub failed_elsewhere: u64,
-    /// Calls that failed for a slot to which something was done.
+    /// Calls that failed for a slot to which something was done, and writes whose connection the
+    /// drill closed while they were under way.
     pub failed_there: u64,
     /// What 99 of 100 reads took at most of shards to which nothing was done, before anything was
     /// broken; null if no shard was broken, or there were none.
@@ -157,6 +158,8 @@ pub(crate) struct ShardMoments {
     pub(crate) healed: Option<Duration>,
     /// From when to when single shards were broken, without the way back.
     pub(crate) broken: Option<Range<Duration>>,
+    /// From when to when the drill itself closed the connections of all clients.
+    pub(crate) parted: Option<Range<Duration>>,
 }
 
 impl Ledger {
@@ -284,7 +287,7 @@ impl Ledger {
             discoveries,
             healed_ms: moments.healed.map(|at| at.as_micros() as f64 / 1e3),
             back_ms: back,
-            ..self.failed_calls(|name| shard_of(name).is_some())
+            ..self.failed_calls(moments.parted.as_ref(), |name| shard_of(name).is_some())
         };
         let shards = match &moments.broken {
             Some(broken) => self.timed(shards, broken, |key| shard_of(&name_of(key)).is_some()),
@@ -329,16 +332,24 @@ impl Ledger {
         }
     }
 
-    fn failed_calls(&self, is_concerned: impl Fn(&str) -> bool) -> ShardsReport {
+    fn failed_calls(
+        &self,
+        parted: Option<&Range<Duration>>,
+        is_concerned: impl Fn(&str) -> bool,
+    ) -> ShardsReport {
         let mut report = ShardsReport::default();
-        let writes = self
+        let failed = self
             .writes
             .iter()
             .filter(|write| write.said != Said::Acknowledged);
-        let writes = writes.map(|write| (write.name(), 1));
-        let reads = self.failed_reads.iter();
-        for (name, failed) in writes.chain(reads.map(|(key, failed)| (name_of(*key), *failed))) {
-            match is_concerned(&name) {
+        for write in failed {
+            match is_concerned(&write.name()) || parted.is_some_and(|at| write.was_cut(at)) {
+                true => report.failed_there += 1,
+                false => report.failed_elsewhere += 1,
+            }
+        }
+        for (key, failed) in &self.failed_reads {
+            match is_concerned(&name_of(*key)) {
                 true => report.failed_there += failed,
                 false => report.failed_elsewhere += failed,
             }
@@ -352,6 +363,13 @@ impl Tried {
         match LedgerWrite::of(self.key, self.version) {
             LedgerWrite::Count(name) | LedgerWrite::Set(name, _) => name,
         }
+    }
+
+    /// Whether its connection was closed while it was under way, and its outcome was said to be
+    /// unknown without delay: nobody may repeat such a write. A read can be repeated.
+    fn was_cut(&self, parted: &Range<Duration>) -> bool {
+        let was_under_way = self.begun <= parted.end && parted.start <= self.ended;
+        was_under_way && self.said == Said::Unknown && self.ended <= parted.end + GRACE
     }
 }
 
@@ -446,6 +464,33 @@ mod tests {
         // The writes of the others are no sign that the shard serves again.
         assert_eq!((report.failovers, report.back_ms), (1, None));
         assert_eq!((report.acknowledged, report.lost), (1, 0));
+    }
+
+    #[test]
+    fn d4_t5_a_write_under_way_when_the_drill_closed_its_connection_fails_by_the_drills_own_hand() {
+        use Said::{Denied, Unknown};
+        let elsewhere = |begun, ended, said| {
+            let mut ledger = Ledger::default();
+            let number = ledger.begin(1, 1, ms(begun));
+            ledger.end(number, said, ms(ended));
+            ledger.read(1, (ms(1_001), ms(1_002)), false);
+            let moments = ShardMoments {
+                parted: Some(ms(1_000)..ms(1_004)),
+                ..ShardMoments::default()
+            };
+            let report = ledger.judge_shards(&HashMap::new(), &moments, |_| None, None);
+            let shards = report.shards.unwrap();
+            // The read could be repeated.
+            assert_eq!(shards.failed_there + shards.failed_elsewhere, 2);
+            shards.failed_elsewhere - 1
+        };
+        assert_eq!(elsewhere(999, 1_001, Unknown), 0);
+        assert_eq!(elsewhere(1_003, 1_006, Unknown), 0);
+        // Not under way at that moment, not sent at all, and left without an answer for long.
+        assert_eq!(elsewhere(990, 999, Unknown), 1);
+        assert_eq!(elsewhere(1_005, 1_006, Unknown), 1);
+        assert_eq!(elsewhere(999, 1_001, Denied), 1);
+        assert_eq!(elsewhere(999, 1_600, Unknown), 1);
     }
 
     #[test]

@@ -39,8 +39,9 @@
 //!
 //! And if they are in a cluster, by two more:
 //!
-//! - **failed_elsewhere**: calls that failed for slots to which nothing was done; whole run; at
-//!   most what the scenario says (0).
+//! - **failed_elsewhere**: calls that failed for slots to which nothing was done, without writes of
+//!   unknown outcome whose connection the drill closed under them; whole run; at most what the
+//!   scenario says (0).
 //! - **discoveries**: questions of the client who owns which slots; whole run; at most what the
 //!   scenario says (100).
 //!

@@ -53,6 +53,8 @@ pub(crate) struct ClusteredSite {
     healed: Mutex<Option<Instant>>,
     /// When single shards were broken, and when they began to be given back.
     broken: Mutex<Option<(Instant, Instant)>>,
+    /// From when to when the drill itself closed the connections of all clients.
+    parted: Mutex<Option<(Instant, Instant)>>,
 }
 
 /// A change to the cluster that a task of its own makes. Tells how many slots have moved.
@@ -92,6 +94,7 @@ impl ClusteredSite {
             named_before: Mutex::default(),
             healed: Mutex::default(),
             broken: Mutex::default(),
+            parted: Mutex::default(),
         })
     }
 
@@ -190,7 +193,9 @@ impl ClusteredSite {
                 }
                 for at in taken {
                     give_back(&cluster.node(at)).await?;
+                    let from = Instant::now();
                     part_from_clients(cluster).await;
+                    *lock(&self.parted) = Some((from, Instant::now()));
                 }
                 if *fault == Fault::NodeAdded {
                     cluster.remove(cluster.nodes().len() - 1).await?;
@@ -244,6 +249,7 @@ impl ClusteredSite {
             named: named.iter().map(|at| lane.moment(*at)).collect(),
             healed: lock(&self.healed).map(|at| lane.moment(at)),
             broken: lock(&self.broken).map(|(from, to)| lane.moment(from)..lane.moment(to)),
+            parted: lock(&self.parted).map(|(from, to)| lane.moment(from)..lane.moment(to)),
         };
         let concerned = lock(&self.concerned).clone();
         let shard_of = |name: &str| {
