@@ -237,6 +237,25 @@ async fn t2_t4_a_round_of_questions_ends_though_very_many_nodes_are_silent_and_a
 }
 
 #[tokio::test]
+async fn t2_nodes_that_are_silent_keep_others_from_being_asked_for_a_moment_only() {
+    let cluster = Cluster::shared().await.unwrap();
+    let silent = silent(5).await;
+    let addresses = silent.iter().map(Server::addr);
+    let url = url_of(addresses.chain([cluster.node(0).addr()]));
+    let long = ms(20_000);
+    let connects = (0..6).map(|seed| {
+        let builder = Client::builder(&url).unwrap().seed(seed);
+        let builder = builder.connect_timeout(long).deadline(long);
+        let builder = builder.watchdog_timeout(5 * long);
+        async move { builder.connect().await.unwrap() }
+    });
+    let begun = now();
+    futures_util::future::join_all(connects).await;
+    let took = now() - begun;
+    assert!(took < long / 2, "{took:?}");
+}
+
+#[tokio::test]
 async fn t3_t26_a_seed_that_leads_to_another_cluster_takes_nothing_over_while_this_one_answers() {
     let (ours, other) = (
         Cluster::builder().replicas(0),
