@@ -669,6 +669,8 @@ async fn a_healthy_database_drains_the_queue(url: &str) {
     let cache = Cache::builder(database.clone()).guard(guard);
     let cache = cache.class("default", patient).build().await.unwrap();
     let view: View<i64> = cache.view("default").unwrap();
+    // Before any load has ended they would be waited for ten times as long.
+    view.get("first", || async { Ok(Some(7)) }).await.unwrap();
     let reads = (0..3000_i64).map(|n| {
         let (view, database) = (view.clone(), database.clone());
         tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! How long calls wait for a connection that does not come, in virtual time.
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use steadfast_core::node::NodeId;
 
 use super::*;
@@ -9,14 +10,22 @@ use crate::membership::Membership;
 use crate::settings::Settings;
 use crate::target::Target;
 
-/// A network without the server: it swallows each attempt to connect, or refuses it after so long.
-#[derive(Clone, Copy, Debug)]
-struct Nowhere(Option<Duration>);
+/// A network without the server: it swallows each attempt to connect, but for the first, if it is to
+/// be refused after so long.
+#[derive(Debug)]
+struct Nowhere(Mutex<Option<Duration>>);
+
+impl Nowhere {
+    fn new(first_refused_after: Option<Duration>) -> Self {
+        Self(Mutex::new(first_refused_after))
+    }
+}
 
 impl Transport for Nowhere {
     fn places(&self, _limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>> {
         Box::pin(async {
-            match self.0 {
+            let refused_after = self.0.lock().take();
+            match refused_after {
                 Some(refused_after) => tokio::time::sleep(refused_after).await,
                 None => std::future::pending().await,
             }
@@ -83,7 +92,7 @@ async fn t23_calls_wait_longer_for_the_first_attempt_to_connect_to_a_node_and_no
             deadline: ms(deadline),
             ..of_node(false)
         };
-        calls_wait(settings, Nowhere(refused_after), false)
+        calls_wait(settings, Nowhere::new(refused_after), false)
     };
     let about = |expected: u128| expected..expected + 10;
     let waited = timed(1000, 60_000, None).await;
@@ -99,24 +108,24 @@ async fn t23_calls_wait_longer_for_the_first_attempt_to_connect_to_a_node_and_no
 /// Where nobody may have taken over unheard, and where somebody wants to wait for nothing.
 #[tokio::test(start_paused = true)]
 async fn t23_calls_wait_no_longer_than_the_grace_for_any_other_attempt_to_connect() {
-    let nowhere = Nowhere(None);
+    let nowhere = || Nowhere::new(None);
     let about = |expected: u128| expected..expected + 10;
-    let refused = calls_wait(of_node(false), Nowhere(Some(ms(10))), false).await;
+    let refused = calls_wait(of_node(false), Nowhere::new(Some(ms(10))), false).await;
     assert!(about(250).contains(&refused), "the next: {refused}");
-    let again = calls_wait(of_node(false), nowhere, true).await;
+    let again = calls_wait(of_node(false), nowhere(), true).await;
     assert!(about(250).contains(&again), "an outage: {again}");
-    let replica = calls_wait(of_node(true), nowhere, false).await;
+    let replica = calls_wait(of_node(true), nowhere(), false).await;
     assert!(about(250).contains(&replica), "a replica: {replica}");
     let single = Settings {
         member: None,
         ..of_node(false)
     };
-    let single = calls_wait(single, nowhere, false).await;
+    let single = calls_wait(single, nowhere(), false).await;
     assert!(about(250).contains(&single), "no cluster: {single}");
     let hasty = Settings {
         reconnect_grace: Duration::ZERO,
         ..of_node(false)
     };
-    let hasty = calls_wait(hasty, nowhere, false).await;
+    let hasty = calls_wait(hasty, nowhere(), false).await;
     assert!(about(0).contains(&hasty), "no grace: {hasty}");
 }
