@@ -4,14 +4,13 @@
 //! is loading the key meanwhile may have read before the caller did, so their right to store is
 //! taken from them: in this process by the key's counter, in Redis with their lease.
 
-use super::load::{add_at_most, add_tags};
+use super::load::add_tags;
 use super::view::View;
 use crate::clock::{clock, is_in_runtime};
 use crate::key::Key;
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
-use crate::tier::generation::Snapshot;
-use crate::tier::redis::{Fill, InWindow, Place, WarmWindow};
+use crate::tier::redis::Fill;
 
 /// The places that hold a value after [`View::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +28,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// away. Redis does not hold it if it cannot be reached, or if it is invalidated after Redis
     /// was asked; nor if this process hears of that before. Neither holds a value that is longer
     /// than one may be, cannot be written as it is or has no life, and an older one is removed. It
-    /// carries the tags of the view, and those of what it takes the place of in memory and Redis.
+    /// carries the tags of the view, and those of what memory held.
     ///
     /// Nobody is told: other processes that have an older value in memory keep it. What has
     /// *changed* is better [written](crate::Cache::write) or [expired](Self::expire). And a value
@@ -82,77 +81,33 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             cost: Default::default(),
             early_refresh: ttl.early_refresh,
         };
-        // Before memory is written: what is there hands its tags on to both.
-        let place = cache.take_place(&name, &tags, &snapshot).await;
-        let snapshot = match &place {
-            Some((_, place)) => cache.inherit(&mut tags, snapshot, place),
-            None => snapshot,
-        };
         let (governed, label) = ((&snapshot, tags.clone().into()), self.label());
         let entry = Entry::new(&name, Some(value), times, governed, label, bytes.len());
         let memory = cache.memory.insert(&entry, &snapshot, &cache.generations);
-        let Some((redis, (mut window, place))) = cache.redis.as_ref().zip(place) else {
-            let redis = false;
-            return Put { memory, redis };
+        let redis = match &cache.redis {
+            Some(redis) if is_in_runtime() && !cache.is_pending(Some(&name), &tags) => {
+                redis.outlast(life.keep);
+                let fill = Fill {
+                    payload: Some(&bytes),
+                    life,
+                    cost: Default::default(),
+                    type_version: label.version,
+                    loaded_at: known_at,
+                };
+                let still = || cache.generations.is_uninvalidated(&snapshot);
+                let put = redis.put(&name, &tags, fill, still).await;
+                put.unwrap_or_else(|trouble| {
+                    cache.pass_by_redis(&trouble);
+                    false
+                })
+            }
+            _ => false,
         };
-        redis.outlast(life.keep);
-        let fill = Fill {
-            payload: Some(&bytes),
-            life,
-            cost: Default::default(),
-            type_version: label.version,
-            loaded_at: known_at,
-        };
-        let value = InWindow {
-            key: &name,
-            tags: &tags,
-            fill,
-            place: &place,
-        };
-        let put = redis.fill_in_window(&mut window, &[value]).await;
-        let filled = put.unwrap_or_else(|trouble| {
-            cache.pass_by_redis(&trouble);
-            0
-        });
-        Put {
-            memory,
-            redis: filled == 1,
-        }
+        Put { memory, redis }
     }
 }
 
 impl Inner {
-    /// Asks Redis for the place of a value that is as good as the snapshot is; `None` if Redis is
-    /// not to have it.
-    async fn take_place(
-        &self,
-        name: &[u8],
-        tags: &[Vec<u8>],
-        snapshot: &Snapshot,
-    ) -> Option<(WarmWindow, Place)> {
-        let redis = self.redis.as_ref().filter(|_| is_in_runtime())?;
-        if self.is_pending(Some(name), tags) {
-            return None;
-        }
-        let still = || self.generations.is_uninvalidated(snapshot);
-        let taken = redis.take_place(name, still).await;
-        taken.unwrap_or_else(|trouble| {
-            self.pass_by_redis(&trouble);
-            None
-        })
-    }
-
-    /// Adds the tags of what there is in Redis to those of what takes its place. What invalidates
-    /// them from now on outdates it.
-    fn inherit(&self, tags: &mut Vec<Vec<u8>>, snapshot: Snapshot, place: &Place) -> Snapshot {
-        if self.sabotage.tags_stripped {
-            return snapshot;
-        }
-        let named = tags.len();
-        add_at_most(tags, place.tags.iter().map(Vec::as_slice));
-        snapshot.with(&self.generations.tag_stripes(&tags[named..]))
-    }
-
     /// Removes a value from both tiers: a newer one is known that they cannot hold. From memory
     /// once more in the end, since a reader may have taken meanwhile what was still in Redis.
     pub(super) async fn remove(&self, name: &[u8]) {

@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::database::{Asking, Permission};
-use super::load::{add_at_most, add_tags};
+use super::load::add_tags;
 use super::view::View;
 use crate::clock::{clock, is_in_runtime};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::freshness::{Life, Ttl};
+use crate::freshness::Life;
 use crate::guard::Urgency;
 use crate::key::Key;
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
-use crate::tier::redis::{Fill, InWindow, Place, WarmWindow};
+use crate::tier::redis::{Fill, WarmWindow};
 
 /// The result of a warming.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,15 +29,15 @@ pub struct Warmed {
     pub loaded: usize,
     /// Values that are now in memory.
     pub memory: usize,
-    /// Values that are now in Redis. The others were overtaken by an invalidation, or by a value that
-    /// was stored meanwhile, or Redis could not be reached.
+    /// Values that are now in Redis. The others were overtaken by an invalidation, or Redis could
+    /// not be reached.
     pub redis: usize,
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
-    /// an invalidation overtook meanwhile is left out. What takes the place of a value, in memory or
-    /// in Redis, carries its tags too. Call it at the start, or from time to time.
+    /// an invalidation overtook meanwhile is left out. What takes the place of a value in memory
+    /// carries its tags too. Call it at the start, or from time to time.
     ///
     /// ```no_run
     /// # use steadfast_cache::View;
@@ -63,7 +63,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let (cache, ttl) = (self.core(), self.ttl());
         cache.upkeep.ensure();
         let whole = cache.generations.snapshot_all();
-        let mut window = match &cache.redis {
+        let window = match &cache.redis {
             Some(redis) => redis.open_window().await.ok(),
             None => None,
         };
@@ -87,27 +87,30 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let (pairs, cost) = asked.await?;
 
         let mut warmed = Warmed::default();
-        let mut loaded = Vec::new();
+        let mut kept = Vec::new();
         for (key, value) in pairs {
             warmed.loaded += 1;
-            loaded.extend(self.weigh_warm(&ttl, &key, value));
-        }
-        let places = cache.look_at_places(&mut window, &loaded).await;
-        let mut kept = Vec::new();
-        for (at, warm) in loaded.into_iter().enumerate() {
-            let Warm {
-                name,
-                mut tags,
-                bytes,
-                life,
-                value,
-            } = warm;
-            if let Some(place) = places.get(at)
-                && !cache.sabotage.tags_stripped
-            {
-                add_at_most(&mut tags, place.tags.iter().map(Vec::as_slice));
+            let name = self.name(&key);
+            let bytes = match self.codec().encode(&value) {
+                Ok(bytes) => bytes,
+                Err(problem) => {
+                    self.cannot_keep(&name, &*problem);
+                    continue;
+                }
+            };
+            if bytes.len() > cache.value_max {
+                cache.stats.not_stored.add(1);
+                continue;
+            }
+            let mut tags = self.tags_of(&key, &name);
+            if let Some(there) = self.there(&name) {
+                add_tags(&mut tags, there.tag_names().iter().map(Vec::as_slice));
             }
             let snapshot = cache.generations.narrow(&whole, &name, &tags);
+            let life = self.life(&ttl, Some(&value));
+            if life.keep.is_zero() {
+                continue;
+            }
             if let Some(redis) = cache.redis.as_ref().filter(|_| life.own) {
                 redis.outlast(life.keep);
             }
@@ -119,110 +122,56 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             };
             let governed = (&snapshot, tags.clone().into());
             let length = bytes.len();
-            let entry = Entry::new(&name, value, times, governed, self.label(), length);
+            let entry = Entry::new(&name, Some(value), times, governed, self.label(), length);
             let stored = cache.memory.insert(&entry, &snapshot, &cache.generations);
             warmed.memory += usize::from(stored);
-            let value = ();
             kept.push(Warm {
-                name,
+                name: name.to_vec(),
                 tags,
                 bytes,
                 life,
-                value,
             });
         }
         if let Some(window) = window {
             let times = (began, cost, self.label().version);
-            warmed.redis = cache.fill_in_window(window, &kept, &places, times).await;
+            warmed.redis = cache.fill_in_window(window, &kept, times).await;
         }
         Ok(warmed)
     }
-
-    /// Finds out whether a loaded value can be kept, for how long, and under which tags.
-    fn weigh_warm(&self, ttl: &Ttl, key: &impl Key, value: V) -> Option<Warm<Option<V>>> {
-        let cache = self.core();
-        let name = self.name(key);
-        let encoded = self.codec().encode(&value);
-        let bytes = encoded.map_err(|problem| self.cannot_keep(&name, &*problem));
-        let bytes = bytes.ok()?;
-        if bytes.len() > cache.value_max {
-            cache.stats.not_stored.add(1);
-            return None;
-        }
-        let mut tags = self.tags_of(key, &name);
-        if let Some(there) = self.there(&name) {
-            add_tags(&mut tags, there.tag_names().iter().map(Vec::as_slice));
-        }
-        let life = self.life(ttl, Some(&value));
-        (!life.keep.is_zero()).then(|| Warm {
-            name: name.to_vec(),
-            tags,
-            bytes,
-            life,
-            value: Some(value),
-        })
-    }
 }
 
-/// A value to be put into memory and Redis.
-struct Warm<V> {
+/// A value to be put into Redis.
+struct Warm {
     name: Vec<u8>,
     tags: Vec<Vec<u8>>,
     bytes: Bytes,
     life: Life,
-    value: V,
 }
 
 impl Inner {
-    /// Looks at what there is in Redis in the places of what was loaded, which hands its tags on.
-    /// Without that nothing is to be stored there, and the window is closed.
-    async fn look_at_places<V>(
-        &self,
-        window: &mut Option<WarmWindow>,
-        loaded: &[Warm<V>],
-    ) -> Vec<Place> {
-        let mut places = Vec::new();
-        for chunk in loaded.chunks(FILLS_AT_ONCE) {
-            let Some((redis, open)) = self.redis.as_ref().zip(window.as_ref()) else {
-                break;
-            };
-            let keys: Vec<_> = chunk.iter().map(|warm| &*warm.name).collect();
-            match redis.look_at_places(open, &keys).await {
-                Ok(more) => places.extend(more),
-                Err(trouble) => {
-                    tracing::debug!(%trouble, "warming goes on without Redis");
-                    *window = None;
-                }
-            }
-        }
-        places
-    }
-
     async fn fill_in_window(
         &self,
         mut window: WarmWindow,
-        kept: &[Warm<()>],
-        places: &[Place],
+        kept: &[Warm],
         (loaded_at, cost, type_version): (Instant, Duration, u32),
     ) -> usize {
         let Some(redis) = &self.redis else { return 0 };
         let mut filled = 0;
-        let chunks = kept.chunks(FILLS_AT_ONCE);
-        for (chunk, places) in chunks.zip(places.chunks(FILLS_AT_ONCE)) {
-            let values = chunk.iter().zip(places).map(|(warm, place)| InWindow {
-                key: &warm.name,
-                tags: &warm.tags,
-                fill: Fill {
-                    payload: Some(&warm.bytes),
-                    life: warm.life,
-                    cost,
-                    type_version,
-                    loaded_at,
-                },
-                place,
-            });
-            let values: Vec<_> = values.collect();
-            match redis.fill_in_window(&mut window, &values).await {
+        for chunk in kept.chunks(FILLS_AT_ONCE) {
+            let fills: Vec<_> = chunk
+                .iter()
+                .map(|warm| {
+                    let fill = Fill {
+                        payload: Some(&warm.bytes),
+                        life: warm.life,
+                        cost,
+                        type_version,
+                        loaded_at,
+                    };
+                    (&*warm.name, &*warm.tags, fill)
+                })
+                .collect();
+            match redis.fill_in_window(&mut window, &fills).await {
                 Ok(count) => filled += count,
                 Err(trouble) => {
                     tracing::debug!(%trouble, "warming goes on without Redis");

@@ -244,38 +244,6 @@ async fn k11_warming_and_putting_keep_the_tags_of_what_they_replace() {
     }
 }
 
-/// They are known to Redis only, which another process has filled.
-#[tokio::test]
-async fn k11_warming_and_putting_keep_the_tags_of_what_they_replace_in_redis() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    let loader = Loader::default();
-    for key in ["warmed", "put"] {
-        tagged(&first, key, &["red"], &loader).await;
-    }
-    first.finish_loads(Duration::from_secs(60)).await;
-    let view = text(&second, "user");
-    let warm = || async { Ok([("warmed", "new".to_owned())]) };
-    let warmed = view.warm(warm).await.unwrap();
-    assert_eq!((warmed.memory, warmed.redis), (1, 1));
-    let put = view.put("put", "new".to_owned()).await;
-    assert!(put.memory && put.redis, "{put:?}");
-    let third = site.cache().await;
-    for key in ["warmed", "put"] {
-        let held = text(&third, "user").peek(key).await.unwrap();
-        assert_eq!(held.value.as_deref(), Some("new"), "{key}");
-    }
-    invalidate_everywhere(&first, &[Target::tag("red")]).await;
-    for cache in [&second, &third, &site.cache().await] {
-        for key in ["warmed", "put"] {
-            eventually("every process forgets it", || async {
-                text(cache, "user").peek(key).await.is_none()
-            })
-            .await;
-        }
-    }
-}
-
 /// One of its keys takes long to load: what memory had of the other has aged meanwhile.
 #[tokio::test]
 async fn k11_a_batch_judges_and_dates_what_it_held_when_it_answers() {

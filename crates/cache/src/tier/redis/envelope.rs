@@ -139,32 +139,6 @@ impl Envelope<'_> {
     }
 }
 
-/// Returns the names of the tags in what bytes begin with that are a value, as many as are whole.
-/// They are not checked: a name that is none is a tag that nobody invalidates.
-pub(crate) fn tags_in(head: &[u8]) -> Vec<Vec<u8>> {
-    let mut tags = Vec::new();
-    let Some((&[version, ..], rest)) = head.split_first_chunk::<{ FIXED - 2 }>() else {
-        return tags;
-    };
-    let mut rest = Reader(rest);
-    let Ok(count) = rest.array().map(u16::from_le_bytes) else {
-        return tags;
-    };
-    if !matches!(version, UNSTAMPED | STAMPED) {
-        return tags;
-    }
-    for _ in 0..count {
-        let Ok(length) = rest.array().map(u16::from_le_bytes) else {
-            break;
-        };
-        match (rest.slice(usize::from(length)), rest.array::<16>()) {
-            (Ok(name), Ok(_token)) => tags.push(name.to_vec()),
-            _ => break,
-        }
-    }
-    tags
-}
-
 /// Whether these bytes say that they are a value without a stamp.
 pub(crate) fn is_unstamped(bytes: &[u8]) -> bool {
     bytes.first() == Some(&UNSTAMPED)

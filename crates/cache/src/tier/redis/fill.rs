@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::RedisTier;
 use super::allowance::RedisAllowance;
-use super::answer::{EpochView, HEAD, RedisFailure, RedisResult, SeenValue, millis};
-use super::envelope::{Envelope, Token, tags_in, to_be_stamped};
+use super::answer::{EpochView, RedisFailure, RedisResult, SeenValue, millis};
+use super::envelope::{Envelope, Token, to_be_stamped};
 use super::names::Names;
-use super::scripts::{
-    FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, PLACES, RELEASE, TAKE_LEASE,
-};
+use super::scripts::{FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, RELEASE, TAKE_LEASE};
 use crate::clock::clock;
 use crate::freshness::Life;
 use crate::tier::Key;
@@ -39,24 +37,8 @@ pub(crate) struct WarmWindow {
     tokens: HashMap<Vec<u8>, Token>,
 }
 
-/// A value that was loaded in a window, and whose place it takes.
-pub(crate) struct InWindow<'a> {
-    pub(crate) key: &'a [u8],
-    pub(crate) tags: &'a [Vec<u8>],
-    pub(crate) fill: Fill<'a>,
-    pub(crate) place: &'a Place,
-}
-
-/// What there was in the place of a value before, which hands its tags on.
-#[derive(Debug, Default)]
-pub(crate) struct Place {
-    /// Its first bytes; none if there was nothing.
-    head: Vec<u8>,
-    /// The names of its tags; of very many and long ones only the first.
-    pub(crate) tags: Vec<Vec<u8>>,
-    /// Whether whatever came into the place since is replaced too.
-    is_taken: bool,
-}
+/// A value that was loaded in a window: its key, its tags, and it.
+pub(crate) type InWindow<'a> = (&'a [u8], &'a [Vec<u8>], Fill<'a>);
 
 /// A value to be stored.
 pub(crate) struct Fill<'a> {
@@ -195,7 +177,7 @@ impl RedisTier {
         window: &mut WarmWindow,
         values: &[InWindow<'_>],
     ) -> RedisResult<()> {
-        let named = values.iter().flat_map(|value| value.tags.iter());
+        let named = values.iter().flat_map(|(_, tags, _)| tags.iter());
         let unknown: HashSet<&Vec<u8>> = named
             .filter(|tag| !window.tokens.contains_key(*tag))
             .collect();
@@ -218,21 +200,14 @@ impl RedisTier {
         let window = &*window;
         let epoch = &window.epoch_view.epoch;
         let mut pipe = redis::pipe();
-        for value in values {
-            let InWindow {
-                key,
-                tags,
-                fill,
-                place,
-            } = value;
+        for (key, tags, value) in values {
             let token = |tag: &Vec<u8>| Some((tag.clone(), *window.tokens.get(tag)?));
             let tags: Vec<_> = tags.iter().filter_map(token).collect();
-            let Some(bytes) = self.seal(fill, &tags) else {
+            let Some(bytes) = self.seal(value, &tags) else {
                 return Err(RedisFailure::NotAsked(
                     "the tags are too many or too long to be written",
                 ));
             };
-            let head: &[u8] = if place.is_taken { b"*" } else { &place.head };
             pipe.cmd("EVAL").arg(FILL_IN_WINDOW).arg(5);
             pipe.arg(self.names.epoch())
                 .arg(self.names.watermark())
@@ -241,8 +216,7 @@ impl RedisTier {
             pipe.arg(&**epoch)
                 .arg(&window.watermark)
                 .arg(bytes)
-                .arg(fill.remaining())
-                .arg(head)
+                .arg(value.remaining())
                 .arg(Names::logged_key(key));
             for (tag, _) in &tags {
                 pipe.arg(Names::logged_tag(tag));
@@ -255,66 +229,25 @@ impl RedisTier {
         Ok(count)
     }
 
-    /// Prepares for a value that was known when this was called, to take the place of whatever is
-    /// there. Who loads the key meanwhile loses the right to fill it. `still` tells whether the
-    /// value is known to be good, for what was invalidated before Redis was asked, which Redis
-    /// cannot hold against it.
-    pub(crate) async fn take_place(
+    /// Stores a value that was known when this was called, in place of whatever is there. Who loads
+    /// the key meanwhile loses the right to fill it. `still` tells whether the value is known to be
+    /// good, for what was invalidated before Redis was asked, which Redis cannot hold against it.
+    pub(crate) async fn put(
         &self,
         key: &[u8],
+        tags: &[Vec<u8>],
+        value: Fill<'_>,
         still: impl Fn() -> bool,
-    ) -> RedisResult<Option<(WarmWindow, Place)>> {
-        let window = self.open_window().await?;
+    ) -> RedisResult<bool> {
+        let mut window = self.open_window().await?;
         if !still() {
-            return Ok(None);
+            return Ok(false);
         }
-        let mut places = self.ask_for_places(&window, &[key], true).await?;
-        Ok(places.pop().map(|place| (window, place)))
-    }
-
-    /// Looks at what is in the places of these values now.
-    pub(crate) async fn look_at_places(
-        &self,
-        window: &WarmWindow,
-        keys: &[&[u8]],
-    ) -> RedisResult<Vec<Place>> {
-        self.ask_for_places(window, keys, false).await
-    }
-
-    /// The same. Of places that are taken nobody else who began before keeps the right to them.
-    async fn ask_for_places(
-        &self,
-        window: &WarmWindow,
-        keys: &[&[u8]],
-        is_taken: bool,
-    ) -> RedisResult<Vec<Place>> {
-        let epoch = &window.epoch_view.epoch;
-        let leases = if is_taken { keys } else { &[] };
-        let mut ask = redis::cmd("EVAL");
-        ask.arg(PLACES).arg(1 + keys.len() + leases.len());
-        ask.arg(self.names.epoch());
-        for key in keys {
-            ask.arg(self.names.value(epoch, key));
-        }
-        for key in leases {
-            ask.arg(self.names.lease(epoch, key));
-        }
-        ask.arg(&**epoch).arg(keys.len()).arg(BEGINNING - 1);
-        let found: Vec<Vec<u8>> = self.ask(&ask).await?;
-        if found.len() != keys.len() {
-            self.epoch_guard.doubt(epoch);
-            return Err(RedisFailure::NotAsked("its epoch has changed"));
-        }
-        let places = found.into_iter().map(|mut head| {
-            let tags = tags_in(&head);
-            head.truncate(HEAD);
-            Place {
-                head,
-                tags,
-                is_taken,
-            }
-        });
-        Ok(places.collect())
+        let mut take = redis::cmd("DEL");
+        take.arg(self.names.lease(&window.epoch_view.epoch, key));
+        let _: i64 = self.ask(&take).await?;
+        let values = [(key, tags, value)];
+        Ok(self.fill_in_window(&mut window, &values).await? == 1)
     }
 
     /// Deletes the value of a key of which a newer one is known that cannot be stored. Who loads
@@ -401,9 +334,6 @@ impl Drop for Lease {
         }
     }
 }
-
-/// Bytes of a value that are looked at for its tags: of names as long as they may be some thirty.
-const BEGINNING: usize = 16 << 10;
 
 fn with_tokens(tags: &[Vec<u8>], tokens: &[Vec<u8>]) -> RedisResult<Vec<(Vec<u8>, Token)>> {
     let tokens = tokens
