@@ -258,6 +258,8 @@ impl Call<'_> {
         let mut now = now;
         let mut line = None;
         if pass.queued {
+            // It may wait until its deadline, and no bound would count these bytes.
+            again.encoded = None;
             let turn = (pass.not_before.unwrap_or(now), pass.generation);
             line = Some(Box::pin(self.wait_for_turn(turn, &mut permit)).await?);
             now = clock::now();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use redis::{ServerError, Value};
@@ -24,6 +24,9 @@ use crate::wire::words::OUT_OF_STEP;
 /// Why a node of a cluster is left.
 const LEFT: &str =
     "the node is no member of the cluster, or away from it, or no owner of the slot, any more";
+
+/// A connection that lasted so long ended for a reason of its own.
+const LASTING: Duration = Duration::from_secs(5);
 
 pub(super) struct Subscriber {
     shared: Arc<Shared>,
@@ -107,13 +110,18 @@ impl Subscriber {
             match self.connect().await {
                 Ok(mut wire) => {
                     *self.cannot_connect.lock() = None;
+                    let began = clock::now();
                     let cause = self.serve(&mut wire).await;
                     tracing::debug!(%cause, "subscriber's connection lost");
                     if wire.resumed {
                         self.lost(cause);
-                        // The first attempt after a loss is immediate.
-                        self.failed = 0;
-                        continue;
+                        // The first attempt after a loss is immediate. Not so those after
+                        // connections that did not last: what ended one may end the next.
+                        let lasted = clock::now().saturating_duration_since(began) >= LASTING;
+                        if lasted || self.failed == 0 {
+                            self.failed = u32::from(!lasted);
+                            continue;
+                        }
                     }
                 }
                 Err(error) => {

@@ -163,7 +163,7 @@ impl Cluster {
             let is_new = |at: &Endpoint| !known.asked_in_vain.contains(at);
             seeds.sort_by_key(is_new);
             let members = known.topology.members();
-            members
+            let mut members: Vec<_> = members
                 .filter_map(|(_, member)| {
                     let rank = match member {
                         member if !member.is_present => 0,
@@ -174,13 +174,16 @@ impl Cluster {
                     let endpoint = member.endpoint.clone()?;
                     Some(((is_new(&endpoint), rank), endpoint))
                 })
-                .collect()
+                .collect();
+            // A member's name that was asked in vain may lead elsewhere by now, if it is a seed.
+            seeds.retain(|seed| !is_new(seed) || members.iter().all(|(_, at)| at != seed));
+            members.retain(|(_, at)| !seeds.contains(at));
+            members
         };
         rng.shuffle(&mut members);
         members.sort_by_key(|(rank, _)| *rank);
         let mut members: Vec<Endpoint> =
             members.into_iter().map(|(_, endpoint)| endpoint).collect();
-        seeds.retain(|seed| !members.contains(seed));
         let mut all = Vec::with_capacity(seeds.len() + members.len());
         while !members.is_empty() || !seeds.is_empty() {
             all.extend(members.pop());
@@ -360,5 +363,26 @@ mod tests {
             all.sort_unstable();
             assert_eq!(all, [1, 2, 3, 8, 9]);
         }
+    }
+
+    /// As where the cluster announces the names that lead to it.
+    #[tokio::test]
+    async fn t2_a_seed_that_is_a_member_stays_a_seed_when_it_was_asked_in_vain() {
+        let client = crate::Client::builder("redis-cluster://127.0.0.1:1").expect("a good url");
+        let client = client.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let line = |n: u16| format!("{n} 127.0.0.1:{n}@1{n} master - 0 0 {n} connected {n}");
+        let text: Vec<_> = (1..=8).map(line).collect();
+        assert!(
+            cluster
+                .believe(&view_of(&text.join("\n")))
+                .ignored
+                .is_none()
+        );
+        cluster.known.lock().asked_in_vain = [Endpoint::new("127.0.0.1", 1)].into();
+        let ports = cluster.candidates().into_iter().rev();
+        let ports: Vec<u16> = ports.map(|endpoint| endpoint.port).collect();
+        assert_eq!(ports[2], 1, "{ports:?}");
+        assert_eq!(ports.len(), 8, "{ports:?}");
     }
 }

@@ -57,6 +57,18 @@ enum Answer {
     Other,
 }
 
+/// Whether nothing was heard of a node. One that answered may serve in a moment.
+fn is_silence(error: &ConnectError) -> bool {
+    matches!(
+        error,
+        ConnectError::Dns { .. }
+            | ConnectError::Tcp { .. }
+            | ConnectError::Tls { .. }
+            | ConnectError::TimedOut { .. }
+            | ConnectError::Ended(_)
+    )
+}
+
 impl Questions {
     fn of(nodes: Vec<Endpoint>, until: Instant) -> Self {
         Self {
@@ -309,7 +321,9 @@ impl Cluster {
                 Some((endpoint, Err(error))) => {
                     tracing::debug!(node = %endpoint, %error, "a node of the cluster cannot be asked");
                     errors.push(format!("{endpoint}: {error}"));
-                    questions.in_vain.push(endpoint);
+                    if is_silence(&error) {
+                        questions.in_vain.push(endpoint);
+                    }
                 }
             }
         }
