@@ -273,9 +273,10 @@ impl PubSub {
     ///
     /// If the client's runtime ends, that is told as [`PubSubEvent::Lost`], and the subscriptions
     /// go on in the runtime of whoever waits here; outside of any there is nothing more to hear,
-    /// and the answer is `None`. If nobody drives that runtime, or something blocks it, for longer
-    /// than a heartbeat and about a second, that is `Lost` too, for whoever waits in another one;
-    /// once it is driven again, what came meanwhile is heard and `Resumed` follows.
+    /// and the answer is `None`. If nobody drives that runtime, or something blocks it, for about a
+    /// second longer than the longest of the heartbeat, `response_idle_timeout` and a second, that
+    /// is `Lost` too, for whoever still runs; once it is driven again, what came meanwhile is heard
+    /// and `Resumed` follows.
     pub async fn next(&mut self) -> Option<PubSubEvent> {
         std::future::poll_fn(|cx| self.poll(cx)).await
     }

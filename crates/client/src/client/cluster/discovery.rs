@@ -37,7 +37,8 @@ const SILENT: Duration = Duration::from_millis(250);
 pub(super) const UNDER_WAY: usize = 2 * AT_ONCE;
 
 /// After so many times `connect_timeout` a round asks nobody else. A question takes four at most:
-/// DNS, TCP, TLS and the answers. So the first twelve have time to answer, however slow they are.
+/// DNS, TCP, TLS and the answers. So the first six have time to answer, however slow they are, and
+/// twelve if none is slow in all four.
 const ROUND: u32 = 5;
 const QUESTION: u32 = 4;
 
