@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use redis::AsyncCommands;
-use steadfast::{Client, ErrorKind, Limits, PubSub, PubSubEvent};
+use steadfast::{Backoff, Client, ErrorKind, Limits, PubSub, PubSubEvent};
 use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 
@@ -298,6 +298,37 @@ async fn c11_a_message_past_the_limits_is_lost_by_name_and_the_subscriptions_com
         publish(1_000).await;
         assert_eq!(payload(&mut news).await.len(), 1_000, "{protocol}");
     }
+}
+
+/// Anybody may publish what is too large, as often as he likes.
+#[tokio::test]
+async fn c8_c11_a_subscriber_pauses_before_it_connects_again_if_its_connections_do_not_last() {
+    let limits = Limits {
+        bulk_bytes: 1_000,
+        ..Limits::default()
+    };
+    let redis = Redis::start().await.unwrap();
+    let builder = Client::builder(&redis.url()).unwrap().reply_limits(limits);
+    let builder = builder.reconnect(Backoff::fixed(ms(300)));
+    let client = builder.connect().await.unwrap();
+    let mut news = client.pubsub();
+    news.subscribe("news").await.unwrap();
+    assert_eq!(next(&mut news).await, PubSubEvent::Resumed { gap: None });
+    let too_large = "x".repeat(1_001);
+    let begun = now();
+    // The first attempt after a connection is lost is made at once, the others after a pause.
+    for _ in 0..4 {
+        let publish = ["PUBLISH", "news", &too_large];
+        redis.command(&publish).await.unwrap();
+        let lost = next(&mut news).await;
+        assert!(matches!(lost, PubSubEvent::Lost { .. }), "{lost:?}");
+        let resumed = next(&mut news).await;
+        assert!(
+            matches!(resumed, PubSubEvent::Resumed { gap: Some(_) }),
+            "{resumed:?}"
+        );
+    }
+    assert!(now() - begun >= ms(900), "{:?}", now() - begun);
 }
 
 #[tokio::test]
