@@ -66,8 +66,8 @@ use crate::subject::{Connection, Role};
 /// The limit of a control's recovery; ours is held to the scenario's own threshold.
 const RECOVERY_OF_CONTROL: Duration = Duration::from_secs(30);
 
-/// The share of stale answers that is allowed once all has recovered. A cache may still take a stale
-/// value for a load that finds no processor; not for one that it could do at once.
+/// The share of stale answers that is allowed once all has recovered. A cache may still serve a
+/// stale value while its load waits for a processor on a busy machine; not for long.
 const STALE_ANSWERS: f64 = 0.01;
 
 /// Whether a subject did well.

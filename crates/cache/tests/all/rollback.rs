@@ -164,8 +164,8 @@ async fn k16_what_redis_holds_is_not_fresh_before_sql_was_asked_whether_it_fell(
     .await;
 }
 
-/// A cache that has seen SQL to be ahead of what it will be, and whose next regular look is far off:
-/// a write, and its delivery, shows that SQL has fallen.
+/// A cache that has seen SQL to be ahead of what it will be, and whose next regular look is far
+/// off: a write, and its delivery, shows that SQL has fallen.
 async fn looks_rarely(site: &Site) -> Cache {
     let cache = site.builder().await.outbox_poll(FAR_OFF);
     let cache = cache.build().await.unwrap();

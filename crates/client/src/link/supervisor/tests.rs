@@ -10,8 +10,8 @@ use crate::membership::Membership;
 use crate::settings::Settings;
 use crate::target::Target;
 
-/// A network without the server: it swallows each attempt to connect, but for the first, if it is to
-/// be refused after so long.
+/// A network without the server: it swallows each attempt to connect, but for the first, if it is
+/// to be refused after so long.
 #[derive(Debug)]
 struct Nowhere(Mutex<Option<Duration>>);
 
