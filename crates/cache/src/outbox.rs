@@ -298,9 +298,9 @@ impl Outbox {
         .await
     }
 
-    /// Deletes what was applied and remembers how far Redis is now. Fails if the watermark is no
-    /// longer the one at which the batch was taken: it was rolled back meanwhile, which must not be
-    /// covered up. (Where the state row is locked it cannot be.)
+    /// Deletes what was applied and remembers how far Redis is now. Fails if the rows are not all
+    /// there, or the watermark is no longer the one at which they were taken: SQL was rolled back
+    /// meanwhile, which must not be covered up.
     pub(crate) async fn finish(&self, batch: Batch, watermark: u64) -> Result<usize, SourceError> {
         let ids: Vec<_> = batch.rows.iter().map(|row| row.id.to_string()).collect();
         let delete = format!(
@@ -324,10 +324,10 @@ impl Outbox {
                     session
                 }
             };
-            session.execute(&delete, &[]).await?;
+            let deleted = session.execute(&delete, &[]).await?.rows_affected;
             let params = [Param::Int(watermark), self.param(), Param::Int(before)];
             let updated = session.execute(update, &params).await?.rows_affected;
-            if updated == 0 {
+            if updated == 0 || deleted < batch.rows.len() as u64 {
                 session.rollback().await?;
                 return Err(SourceError::Ended);
             }

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 
 use crate::clock::clock;
 use crate::guard::LoadAdmission;
@@ -177,8 +178,10 @@ impl Relay {
     /// wait for a lock: that nobody gets to deliver is just what has to be noticed.
     pub(crate) async fn keep_watch(self: Arc<Self>, mut gone: watch::Receiver<()>) {
         let mut watcher = LagWatch::default();
+        let mut asking = JoinSet::new();
         loop {
             let round = self.begin_round();
+            self.hear_redis(&mut asking).await;
             let looked = self.look(&mut watcher).await;
             self.note(LOOK, looked.as_ref().err());
             match looked {
@@ -201,6 +204,25 @@ impl Relay {
                 () = epochs.look_wanted() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// Asks Redis how far it is, before a look that will be held against it. No look waits long for
+    /// that: what comes later is for the next.
+    async fn hear_redis(&self, asking: &mut JoinSet<()>) {
+        if asking.is_empty() {
+            let redis = self.served.redis.clone();
+            asking.spawn(async move {
+                if let Err(trouble) = redis.hear().await {
+                    tracing::debug!(%trouble, "redis does not say how far it is");
+                }
+            });
+        }
+        let heard = tokio::time::timeout(HEARD_WITHIN, asking.join_next()).await;
+        if let Ok(Some(Err(ended))) = heard
+            && let Ok(panic) = ended.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
         }
     }
 
@@ -423,6 +445,9 @@ const DRAIN: usize = 1;
 const WHAT: [&str; 2] = ["looked at", "drained"];
 
 const WAITING: &str = "invalidations wait in the outbox";
+
+/// A look waits so long for Redis to say how far it is.
+const HEARD_WITHIN: Duration = Duration::from_millis(25);
 
 /// A look is rid of rows of a full outbox for so long at most, and one piece of them at least.
 const COLLAPSE_SLICE: Duration = Duration::from_millis(100);

@@ -233,9 +233,19 @@ async fn k16_an_order_to_invalidate_everything_that_failed_is_given_again_howeve
     is_read_at_last(&cache).await;
 }
 
+/// What SQL has lost while a relay was under way, beside the rows that it delivers.
+#[derive(Clone, Copy, PartialEq)]
+enum Lost {
+    /// Some of what it had counted.
+    Count,
+    /// Nothing else: its watermark is what it was.
+    Nothing,
+    /// That a relay is under way, which can finish no more.
+    Turn,
+}
+
 /// On SQLite nothing is locked while a relay waits for Redis.
-#[tokio::test]
-async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
+async fn a_rollback_under_a_relay_shows(lost: Lost) {
     let site = Site::start().await;
     let cache = site.cache().await;
     write_versions(&cache, 1..=3).await;
@@ -243,6 +253,7 @@ async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
     let other = plain(&site.database).redis(client);
     let other = other.build().await.unwrap();
     reads_at_last(&other, "3").await;
+    let reached = cache.status().redis.unwrap().watermark;
     site.redis.freeze().unwrap();
     let targets = [steadfast_cache::Target::key("item:9")];
     cache.invalidate(&targets).await.unwrap();
@@ -252,11 +263,49 @@ async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
         rows.is_ok_and(|rows| rows.len() == 1)
     })
     .await;
-    roll_back(&site.database, 100, 1).await;
+    match lost {
+        Lost::Count => roll_back(&site.database, 100, 1).await,
+        Lost::Nothing => roll_back(&site.database, 100, reached as i64).await,
+        Lost::Turn => {
+            // Before it can be lost Redis must have applied what is under way.
+            let mut tx = site.database.begin().await.unwrap();
+            site.redis.resume().unwrap();
+            eventually("it is applied", || async {
+                let at = site
+                    .redis
+                    .command(&["GET", "test:watermark"])
+                    .await
+                    .unwrap();
+                redis::from_redis_value::<u64>(at).unwrap() == reached + 1
+            })
+            .await;
+            set_item(&mut tx, 7, 100).await.unwrap();
+            for table in ["steadfast_outbox", "steadfast_outbox_relay"] {
+                let sql = format!("DELETE FROM {table}");
+                tx.execute(&sql, &[]).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+        }
+    }
     site.redis.resume().unwrap();
     for cache in [&cache, &other] {
         reads_at_last(cache, "100").await;
     }
+}
+
+#[tokio::test]
+async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
+    a_rollback_under_a_relay_shows(Lost::Count).await;
+}
+
+#[tokio::test]
+async fn k16_a_relay_whose_rows_are_gone_does_not_cover_up_that_they_were_lost() {
+    a_rollback_under_a_relay_shows(Lost::Nothing).await;
+}
+
+#[tokio::test]
+async fn k16_a_rollback_of_what_was_delivered_and_never_counted_shows() {
+    a_rollback_under_a_relay_shows(Lost::Turn).await;
 }
 
 /// Before what was to invalidate everything could be delivered, it was lost by another rollback.
@@ -325,4 +374,28 @@ async fn outbox_is_empty(database: &Database) -> bool {
         .select("SELECT id FROM steadfast_outbox", &[])
         .await;
     rows.is_ok_and(|rows| rows.is_empty())
+}
+
+/// Several processes try to deliver while Redis stands still. When it wakes it does all that they
+/// have asked of it, also what they have given up, and that is no rollback.
+#[tokio::test]
+async fn k16_a_redis_that_stood_still_is_not_taken_for_a_database_that_was_rolled_back() {
+    let (database, _folder) = sqlite().await;
+    let redis = Redis::start().await.unwrap();
+    let caches = [over(&database, &redis).await, over(&database, &redis).await];
+    write_versions(&caches[0], 1..=3).await;
+    let epoch = || caches[0].status().redis.unwrap().epoch;
+    let before = epoch();
+    for key in ["item:7", "item:8", "item:9"] {
+        redis.freeze().unwrap();
+        for cache in &caches {
+            let targets = [steadfast_cache::Target::key(key)];
+            cache.invalidate(&targets).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        redis.resume().unwrap();
+        eventually("it is delivered", || outbox_is_empty(&database)).await;
+    }
+    write_everywhere(&caches[1], 9, 1).await;
+    assert_eq!(epoch(), before);
 }

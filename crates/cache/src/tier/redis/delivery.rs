@@ -29,6 +29,11 @@ impl Delivery {
         })
     }
 
+    /// The watermark of Redis after it.
+    pub(super) fn to(&self) -> u64 {
+        self.to
+    }
+
     /// Whether this is what took Redis there, and waits for SQL to be told, as far as a look can
     /// see.
     pub(super) fn may_wait(&self, redis_at: u64, glance: &Glance) -> bool {

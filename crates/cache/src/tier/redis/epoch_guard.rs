@@ -19,7 +19,8 @@
 //! of Redis for another reason than the one that there may be. Redis is ahead by what it has
 //! applied and SQL has not been told of yet, and then those very rows still wait in the outbox. So
 //! Redis keeps a record of the last delivery: what SQL's watermark was before it, what that of
-//! Redis was after it, and one of its rows. That outlives every process.
+//! Redis was after it, and one of its rows. That outlives every process; and since a delivery that
+//! SQL was never told of can be lost with its rows, Redis is asked for it before each look.
 //!
 //! And two databases may be given one namespace by mistake. So each has a random number of its own,
 //! with which its epochs begin: what lies in an epoch of another's is never read. Whose processes
@@ -84,6 +85,8 @@ struct State {
     redis_at: u64,
     /// What took Redis there, as it says.
     delivery: Option<Delivery>,
+    /// The last delivery of which Redis has told since.
+    heard: Option<Heard>,
     /// The last order to invalidate everything, because SQL was rolled back, until it is delivered
     /// or a look does not find it.
     order: Option<RowMark>,
@@ -117,8 +120,16 @@ pub(crate) struct Vantage {
     asked: u64,
 }
 
+/// A delivery of which Redis told when it was asked before a look, and what was believed then.
+#[derive(Clone, PartialEq, Eq)]
+struct Heard {
+    connection: u64,
+    epoch: Arc<str>,
+    delivery: Delivery,
+}
+
 /// The state of knowledge before a look at SQL.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct BeforeLook {
     /// The number of the connection to Redis.
     pub(super) connection: u64,
@@ -126,6 +137,7 @@ pub(super) struct BeforeLook {
     claimed: u64,
     redis_at: u64,
     delivery: Option<Delivery>,
+    heard: Option<Heard>,
     order: Option<RowMark>,
 }
 
@@ -266,8 +278,19 @@ impl EpochGuard {
             claimed: state.claimed,
             redis_at: state.redis_at,
             delivery: state.delivery,
+            heard: state.heard.clone(),
             order: state.order,
         }
+    }
+
+    /// Learns of a delivery from an answer that fitted this belief, which was held on this
+    /// connection.
+    pub(super) fn hear(&self, connection: u64, epoch: Arc<str>, delivery: Delivery) {
+        self.state.lock().heard = Some(Heard {
+            connection,
+            epoch,
+            delivery,
+        });
     }
 
     /// Learns from a look at SQL, held against what was known before it.
@@ -277,6 +300,7 @@ impl EpochGuard {
             known,
             redis_at,
             delivery,
+            ref heard,
             order,
             ..
         } = before;
@@ -286,12 +310,19 @@ impl EpochGuard {
         // And so does what will take SQL past it, unless SQL was rolled back once more.
         let ordered = order.is_some_and(|order| glance.may_hold(order));
         let overtaken = self.has_fallen(redis_at, at) && !waits && !ordered;
+        let lost = heard.as_ref().filter(|heard| {
+            let delivery = heard.delivery;
+            self.has_fallen(delivery.to(), at) && !delivery.may_wait(delivery.to(), glance)
+        });
         let mut state = self.state.lock();
+        // Another Redis need not have come so far.
+        let lost = lost.filter(|heard| !ordered && heard.is_of(&state));
+        let redis_at = lost.map_or(redis_at, |heard| heard.delivery.to());
         if !ordered && state.order == order {
             // It was delivered, or is lost: it says nothing of the next rollback.
             state.order = None;
         }
-        let rolled_back = (fell || overtaken) && state.note_rollback();
+        let rolled_back = (fell || overtaken || lost.is_some()) && state.note_rollback();
         if fell {
             // SQL was told so by who had taken Redis there.
             state.redis_at = state.redis_at.max(known);
@@ -572,6 +603,13 @@ impl EpochGuard {
             server: NO_SERVER,
             proven: !state.unproven || !self.rules.await_sql,
         })
+    }
+}
+
+impl Heard {
+    /// Whether what is believed now is what was believed then.
+    fn is_of(&self, state: &State) -> bool {
+        self.connection == state.connection && state.epoch.as_ref() == Some(&self.epoch)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::RedisTier;
-use super::answer::RedisFailure;
+use super::answer::{EpochView, RedisFailure};
 use super::delivery::Delivery;
 use super::epoch_guard::{Adopted, number_text};
 use crate::outbox::Glance;
@@ -45,6 +45,31 @@ impl RedisTier {
         };
         self.epoch_guard.after_look(before, &glance);
         Ok(Some(glance))
+    }
+
+    /// Asks Redis how far it is, for the look at SQL that follows. What its record of the last
+    /// delivery does not speak of, that of an earlier version of this library, is not told.
+    pub(crate) async fn hear(&self) -> Result<(), RedisFailure> {
+        let guard = &self.epoch_guard;
+        let server = self.heed_server();
+        let connection = guard.before_look().connection;
+        let Some(believed) = guard.believed().filter(|_| self.is_reachable()) else {
+            return Ok(());
+        };
+        let epoch_view = EpochView { server, ..believed };
+        let mut ask = redis::cmd("MGET");
+        ask.arg(self.names.epoch())
+            .arg(self.names.watermark())
+            .arg(self.names.delivery());
+        let (epoch, watermark, delivery): (Option<Vec<u8>>, Option<Vec<u8>>, Option<String>) =
+            self.ask(&ask).await?;
+        self.check(&epoch_view, epoch.as_deref(), watermark.as_deref())?;
+        if let Some(delivery) = delivery.as_deref().and_then(Delivery::parse)
+            && watermark.is_some_and(|at| at == delivery.to().to_string().as_bytes())
+        {
+            guard.hear(connection, epoch_view.epoch, delivery);
+        }
+        Ok(())
     }
 
     async fn verify(&self) -> Result<(), RedisFailure> {

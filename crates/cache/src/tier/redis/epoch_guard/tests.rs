@@ -3,6 +3,7 @@
 use futures_util::FutureExt;
 
 use super::*;
+use crate::outbox::WaitingRow;
 
 const RULES: EpochRules = EpochRules {
     heed_watermark: true,
@@ -102,6 +103,55 @@ async fn k16_a_redis_that_one_look_cannot_prove_asks_for_another_unless_it_is_an
     assert!(wants_a_look(&guard));
     guard.adopt(0, Some(found(10, true)));
     assert!(!wants_a_look(&guard));
+}
+
+/// Redis had applied a row, and the commit that would have told SQL so was lost with the row.
+#[test]
+fn k16_what_redis_tells_of_a_delivery_is_held_against_the_looks_that_follow() {
+    let told = || {
+        let guard = guard_of(7);
+        guard.adopt(0, Some(found(5, true)));
+        let delivery = Delivery::parse("5 6 1@1").unwrap();
+        guard.hear(0, guard.epoch().unwrap(), delivery);
+        guard
+    };
+    let guard = told();
+    watch_sql_at(&guard, 6);
+    assert!(!guard.is_rolled_back(), "SQL was told");
+    let guard = told();
+    let row = RowMark {
+        id: 1,
+        created_at: 1,
+    };
+    let waits = Glance {
+        database: Some(7),
+        watermark: 5,
+        waiting: vec![WaitingRow {
+            mark: row,
+            age_ms: 0,
+        }],
+        complete: true,
+        spread: 0,
+    };
+    guard.after_look(guard.before_look(), &waits);
+    assert!(!guard.is_rolled_back(), "it will be told");
+    watch_sql_at(&guard, 5);
+    assert!(guard.is_rolled_back(), "the row is lost");
+
+    let guard = told();
+    guard.doubt_all();
+    guard.adopt(1, Some(found(5, true)));
+    watch_sql_at(&guard, 5);
+    assert!(!guard.is_rolled_back(), "another Redis may not have it");
+    let guard = told();
+    guard.on_behind();
+    let anew = Adopted {
+        epoch: number_text(7) + "anew",
+        ..found(5, true)
+    };
+    guard.adopt(0, Some(anew));
+    watch_sql_at(&guard, 5);
+    assert!(!guard.is_rolled_back(), "Redis has lost it");
 }
 
 /// The next regular look may be a day away.
