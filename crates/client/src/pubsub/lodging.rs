@@ -128,7 +128,7 @@ impl Lodging {
         let wakes = state
             .attendance
             .look(&self.turns, is_lent, &self.shared.settings);
-        let listener = state.listener.clone().filter(|_| wakes);
+        let listener = wakes.then(|| state.listener.clone()).flatten();
         drop(state);
         if let Some(listener) = listener {
             listener.wake();
