@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
-use crate::support::{Faulty, Then, cmd, ms, now, until, until_down_for, until_state};
+use crate::support::{Faulty, KeptAwake, Then, cmd, ms, now, until, until_down_for, until_state};
 
 /// A sentinel that says what the test has it say.
 struct Scripted {
@@ -502,10 +502,12 @@ async fn c8_t17_of_several_addresses_of_a_sentinel_the_one_that_answers_wins_wha
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn c8_t17_what_others_wrote_may_hang_panic_or_keep_its_thread_and_sentinels_are_asked() {
+    let _awake = KeptAwake::here();
     let primary = server().await;
     let sentinel = Scripted::start("well", primary.addr(), 1).await;
-    let finds = async |then: Then, of: &str| {
+    let finds = async |then: Then, of: &'static str| {
         let faulty = Faulty::new(then, sentinel.addr);
+        let fault = faulty.clone();
         let builder = Client::builder("redis-sentinel://the-name/main").unwrap();
         let builder = builder.connect_timeout(ms(200)).heartbeat(ms(50));
         let client = match of {
@@ -518,22 +520,33 @@ async fn c8_t17_what_others_wrote_may_hang_panic_or_keep_its_thread_and_sentinel
                 .translate_addresses(move |host, port| faulty.translate(host, port)),
         };
         let client = client.build().unwrap();
+        let counted = then == Then::Block || then == Then::Panic && of != "translation";
+        if counted {
+            until(&format!("{then:?} {of} is counted"), || {
+                client.status().stuck_resets > 0
+            })
+            .await;
+        }
+        // What keeps its thread keeps its place, too: nobody is asked there until it has ended.
+        fault.end();
         until_state(&client, ConnectionState::Ready).await;
         assert_eq!(served_by(&client).await, primary.addr().to_string());
         until("what the primary tells of its replicas is known", || {
             client.status().sentinel.unwrap().replicas_known
         })
         .await;
-        let counted = then == Then::Block || then == Then::Panic && of != "translation";
-        let resets = client.status().stuck_resets;
-        assert_eq!(resets > 0, counted, "{then:?} {of}: {resets}");
+        (client, counted, (then, of))
     };
     let parts = ["provider", "resolver", "translation"];
     let cases = [Then::Hang, Then::Panic, Then::Block];
     let cases = cases
         .into_iter()
         .flat_map(|then| parts.map(|of| finds(then, of)));
-    futures_util::future::join_all(cases).await;
+    // What keeps its thread is counted last: nothing else was by then.
+    for (client, counted, of) in futures_util::future::join_all(cases).await {
+        let resets = client.status().stuck_resets;
+        assert_eq!(resets > 0, counted, "{of:?}: {resets}");
+    }
 }
 
 #[tokio::test]

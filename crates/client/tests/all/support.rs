@@ -221,6 +221,8 @@ fn block(for_so_long: Duration) {
 pub(crate) struct Faulty {
     then: Then,
     asked: Arc<AtomicBool>,
+    /// Whether the thread that it keeps is let go.
+    is_over: Arc<AtomicBool>,
     /// Where every name leads.
     leads: SocketAddr,
 }
@@ -230,15 +232,33 @@ impl Faulty {
         Self {
             then,
             asked: Arc::default(),
+            is_over: Arc::default(),
             leads,
+        }
+    }
+
+    /// Lets the thread go that it keeps.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps its thread until it is told to let it go, or for longer than the test has patience.
+    fn keep_its_thread(&self) {
+        let begun = now();
+        while !self.is_over.load(Ordering::Relaxed) && now() - begun < ms(60_000) {
+            block(ms(5));
         }
     }
 
     async fn fault(&self) -> Option<std::io::Error> {
         let first = !self.asked.swap(true, Ordering::Relaxed);
-        match first {
-            true => Some(misbehave(self.then, ms(2_500)).await),
-            false => None,
+        match (first, self.then) {
+            (false, _) => None,
+            (true, Then::Block) => {
+                self.keep_its_thread();
+                Some(std::io::Error::other("too late"))
+            }
+            (true, then) => Some(misbehave(then, Duration::ZERO).await),
         }
     }
 
@@ -246,7 +266,7 @@ impl Faulty {
         let first = !self.asked.swap(true, Ordering::Relaxed);
         match self.then {
             Then::Panic => panic_in_silence("a translation's own mistake"),
-            Then::Block if first => block(ms(2_500)),
+            Then::Block if first => self.keep_its_thread(),
             _ => {}
         }
         (host.to_owned(), port)
@@ -276,6 +296,32 @@ impl CredentialsProvider for Faulty {
 
     fn renew_in(&self) -> Option<Duration> {
         None
+    }
+}
+
+/// Has a runtime look at its timers and sockets, whatever some of its threads do. Else that is for
+/// the thread that waited for them last: if it comes to keep a task that never yields, tokio has no
+/// other take its place until one is woken from without.
+pub(crate) struct KeptAwake(Arc<AtomicBool>);
+
+impl KeptAwake {
+    pub(crate) fn here() -> Self {
+        let runtime = tokio::runtime::Handle::current();
+        let is_over = Arc::<AtomicBool>::default();
+        let ends = Arc::clone(&is_over);
+        std::thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                drop(runtime.spawn(async {}));
+                block(ms(10));
+            }
+        });
+        Self(is_over)
+    }
+}
+
+impl Drop for KeptAwake {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
