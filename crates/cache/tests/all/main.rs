@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod batches;
+mod belief;
 mod cluster;
 mod coherence;
 mod degradation;
@@ -18,7 +19,10 @@ mod pooler;
 mod pools;
 mod promotion;
 mod provenance;
+mod put;
 mod rollback;
+mod runtimes;
 mod site;
+mod tags;
 mod views;
 mod watching;

@@ -8,8 +8,8 @@ use steadfast_cache::{Cache, Database, Source};
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
 
 use crate::site::{
-    Loader, Site, connect, create_table, eventually, get, plain, read_item, select_item, set_item,
-    sqlite, text, write_everywhere, write_item,
+    Loader, Site, connect, create_table, eventually, get, outbox_is_empty, plain, read_item,
+    select_item, set_item, sqlite, text, write_everywhere, write_item,
 };
 
 /// The next regular look comes after any of these tests.
@@ -367,13 +367,6 @@ async fn k16_a_relay_that_died_before_its_commit_costs_what_it_delivered_and_no_
 
 async fn leave_the_tables(database: &Database, redis: &Redis) {
     drop(over(database, redis).await);
-}
-
-async fn outbox_is_empty(database: &Database) -> bool {
-    let rows = database
-        .select("SELECT id FROM steadfast_outbox", &[])
-        .await;
-    rows.is_ok_and(|rows| rows.is_empty())
 }
 
 /// Several processes try to deliver while Redis stands still. When it wakes it does all that they

@@ -275,6 +275,34 @@ pub(crate) async fn slow_down(proxy: &Proxy, direction: Direction, latency: Dura
     proxy.add(toxic).await.unwrap();
 }
 
+/// Waits until this process has filled Redis so often.
+pub(crate) async fn filled(cache: &Cache, fills: u64) {
+    eventually("Redis is filled", || async {
+        cache.status().counts.fills >= fills
+    })
+    .await;
+}
+
+/// What a process writes that dies before its relay.
+pub(crate) async fn write_and_die(database: &Database, id: i64, version: i64) {
+    let mut tx = database.begin().await.unwrap();
+    set_item(&mut tx, id, version).await.unwrap();
+    let sql = format!(
+        "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', '{}', {})",
+        format_args!("item:{id}"),
+        "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+    );
+    tx.execute(&sql, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+pub(crate) async fn outbox_is_empty(database: &Database) -> bool {
+    let rows = database
+        .select("SELECT id FROM steadfast_outbox", &[])
+        .await;
+    rows.is_ok_and(|rows| rows.is_empty())
+}
+
 /// Does something at each warning that is told in this thread, and counts those that contain some
 /// words.
 pub(crate) struct Listener<F> {

@@ -1,33 +1,22 @@
 //! One cache, many types.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use steadfast_cache::{
-    Answer, BuildError, Cache, CacheError, Key, KeyName, Lifetime, Source, StaleReason, Target,
-    Ttl, View,
+    BuildError, Cache, CacheError, Lifetime, Source, StaleReason, Target, Ttl, View,
 };
 
-use crate::site::{
-    Loader, Site, all_is_applied, eventually, execute, get, plain, set_item, sqlite, text,
-};
+use crate::site::{Loader, Site, eventually, execute, filled, get, plain, set_item, sqlite, text};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct User {
+pub(crate) struct User {
     name: String,
 }
 
-fn ada() -> User {
+pub(crate) fn ada() -> User {
     User { name: "Ada".into() }
-}
-
-async fn filled(cache: &Cache, fills: u64) {
-    eventually("Redis is filled", || async {
-        cache.status().counts.fills >= fills
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -133,141 +122,6 @@ async fn k12_a_value_of_another_version_of_its_type_is_a_miss_and_not_damaged() 
     }
 }
 
-#[tokio::test]
-async fn k11_the_tags_of_a_view_are_forgotten_at_no_call_site() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    let orders = |cache: &Cache| {
-        let region = |key: &[u8]| [key.split(|byte| *byte == b'/').next().unwrap().to_vec()];
-        text(cache, "user")
-            .prefix("order:")
-            .tag("orders")
-            .tags_by(region)
-    };
-    let (here, there) = (orders(&first), orders(&second));
-    let value = || async { Ok(Some("order".to_owned())) };
-    let source = |answer: Result<Answer<String>, CacheError>| answer.unwrap().source;
-    let pairs = || async { Ok(vec![("eu/3", "warm".to_owned())]) };
-    assert_eq!(here.warm(pairs).await.unwrap().redis, 1);
-    here.get("eu/1", value).await.unwrap();
-    let many = |keys: Vec<&'static str>| async {
-        Ok(keys
-            .into_iter()
-            .map(|key| (key, "order".to_owned()))
-            .collect::<HashMap<_, _>>())
-    };
-    here.get_many(&["eu/2", "us/1"], many).await;
-    filled(&first, 4).await;
-    for key in ["eu/1", "eu/2", "eu/3", "us/1"] {
-        assert_eq!(source(there.get(key, value).await), Source::Redis, "{key}");
-        assert_eq!(source(there.get(key, value).await), Source::Memory, "{key}");
-    }
-    second.invalidate(&[Target::tag("eu")]).await.unwrap();
-    for key in ["eu/1", "eu/2", "eu/3"] {
-        assert_eq!(
-            source(there.get(key, value).await),
-            Source::Database,
-            "{key}"
-        );
-    }
-    assert_eq!(source(there.get("us/1", value).await), Source::Memory);
-    second.invalidate(&[Target::tag("orders")]).await.unwrap();
-    assert_eq!(source(there.get("us/1", value).await), Source::Database);
-}
-
-/// An order, of a region.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Order(&'static str, u64);
-
-impl Key for Order {
-    fn name(&self) -> KeyName<'_> {
-        KeyName::written(format_args!("{}/{}", self.0, self.1))
-    }
-
-    fn tags(&self) -> Vec<Vec<u8>> {
-        vec![self.0.into()]
-    }
-}
-
-#[tokio::test]
-async fn k11_the_tags_of_a_key_are_carried_however_it_is_read() {
-    let (database, _folder) = sqlite().await;
-    let cache = plain(&database).build().await.unwrap();
-    let orders: View<String> = cache.view("user").unwrap();
-    let (eu, us) = (Order("eu", 1), Order("us", 1));
-    let value = || async { Ok(Some("order".to_owned())) };
-    let pairs = || async { Ok([(eu, "order".to_owned()), (us, "order".to_owned())]) };
-    let many = |keys: Vec<Order>| async {
-        Ok(keys
-            .into_iter()
-            .map(|key| (key, "order".to_owned()))
-            .collect::<Vec<_>>())
-    };
-    for way in 0..5 {
-        match way {
-            0 => drop((orders.get(eu, value).await, orders.get(us, value).await)),
-            1 => drop((orders.refresh(eu, value).await, orders.get(us, value).await)),
-            2 => drop((
-                orders.put(eu, "order".to_owned()).await,
-                orders.get(us, value).await,
-            )),
-            3 => drop(orders.get_many(&[eu, us], many).await),
-            _ => drop(orders.warm(pairs).await.unwrap()),
-        }
-        assert!(orders.peek(eu).await.is_some() && orders.peek(us).await.is_some());
-        cache.invalidate(&[Target::tag("eu")]).await.unwrap();
-        assert!(orders.peek(eu).await.is_none(), "{way}");
-        assert!(orders.peek(us).await.is_some(), "{way}");
-    }
-    // What another view has stored by the bare bytes is not taken.
-    let bare: View<String> = cache.view("user").unwrap();
-    bare.get("eu/1", value).await.unwrap();
-    assert!(orders.peek(eu).await.is_none());
-}
-
-#[tokio::test]
-async fn k11_the_tags_of_a_class_are_carried_by_whatever_is_read_with_it() {
-    let site = Site::start().await;
-    let built = async || {
-        let tagged = site.builder().await.class_tags("user", ["people", "all"]);
-        tagged.class_tags("user", [b"more"]).build().await.unwrap()
-    };
-    let (first, second) = (built().await, built().await);
-    let views = |cache: &Cache| {
-        let users: View<User> = cache.view("user").unwrap();
-        let users = users.tag("users");
-        (users, text(cache, "user"), text(cache, "strict"))
-    };
-    let (users, names, others) = views(&first);
-    let (users_there, names_there, others_there) = views(&second);
-    let value = || async { Ok(Some("text".to_owned())) };
-    for tag in ["people", "all", "more", "users"] {
-        eventually(
-            "the one has filled Redis, and the other reads from it",
-            || async {
-                users
-                    .refresh(7, || async { Ok(Some(ada())) })
-                    .await
-                    .unwrap();
-                names.refresh("name", value).await.unwrap();
-                others.refresh("other", value).await.unwrap();
-                let (user, name) = tokio::join!(users_there.peek(7), names_there.peek("name"));
-                user.is_some() && name.is_some() && others_there.peek("other").await.is_some()
-            },
-        )
-        .await;
-        second.invalidate(&[Target::tag(tag)]).await.unwrap();
-        assert!(users_there.peek(7).await.is_none(), "{tag}");
-        let name = names_there.peek("name").await;
-        assert_eq!(name.is_some(), tag == "users", "{tag}");
-        assert!(others_there.peek("other").await.is_some(), "{tag}");
-        eventually("the first hears of it", || async {
-            users.peek(7).await.is_none()
-        })
-        .await;
-    }
-}
-
 /// A value that has its own key written while it is copied out of memory.
 #[derive(Serialize, Deserialize)]
 struct Restless(u32);
@@ -330,15 +184,6 @@ async fn k1_a_class_whose_keys_could_be_those_of_another_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn k11_tags_of_a_class_that_there_is_not_are_refused_by_name() {
-    let (database, _folder) = sqlite().await;
-    let tagged = plain(&database).class_tags("usr", ["people"]);
-    let refused = tagged.build().await.unwrap_err();
-    let class = "usr".to_owned();
-    assert_eq!(refused, BuildError::TagsWithoutClass { class });
-}
-
-#[tokio::test]
 async fn k11_what_is_expired_is_forgotten_by_every_process_and_loaded_anew() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
@@ -380,210 +225,6 @@ async fn k11_what_is_expired_is_forgotten_by_every_process_and_loaded_anew() {
         read.value.as_deref() == Some("newest")
     })
     .await;
-}
-
-#[tokio::test]
-async fn k1_peeking_loads_nothing_and_finds_what_memory_and_redis_have() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    assert!(text(&first, "user").peek("a").await.is_none());
-    get(&first, "a", "user", &Loader::default()).await.unwrap();
-    filled(&first, 1).await;
-    let view = text(&second, "user");
-    for source in [Source::Redis, Source::Memory] {
-        let found = view.peek("a").await.unwrap();
-        assert_eq!((found.value.as_deref(), found.source), (Some("1"), source));
-    }
-    view.expire("a").await.unwrap();
-    assert!(view.peek("a").await.is_none());
-    assert_eq!(second.status().counts.loads, 0);
-    site.redis.kill().await;
-    assert!(view.peek("b").await.is_none());
-}
-
-#[tokio::test]
-async fn k1_refresh_and_put_replace_what_is_held_and_an_uncached_read_touches_nothing() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    let view = text(&first, "user");
-    let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
-    view.get("a", value("old")).await.unwrap();
-    let uncached = view.read("a").get_uncached(value("else")).await.unwrap();
-    assert_eq!(
-        (uncached.value.as_deref(), uncached.source),
-        (Some("else"), Source::Database)
-    );
-    let held = view.get("a", value("never")).await.unwrap();
-    assert_eq!(
-        (held.value.as_deref(), held.source),
-        (Some("old"), Source::Memory)
-    );
-    filled(&first, 1).await;
-    let fresh = view.refresh("a", value("new")).await.unwrap();
-    assert_eq!(
-        (fresh.value.as_deref(), fresh.source),
-        (Some("new"), Source::Database)
-    );
-    filled(&first, 2).await;
-    let other = text(&second, "user")
-        .get("a", value("never"))
-        .await
-        .unwrap();
-    assert_eq!(
-        (other.value.as_deref(), other.source),
-        (Some("new"), Source::Redis)
-    );
-}
-
-/// The database is not asked, so its being away neither stands in the way nor is forgotten.
-#[tokio::test]
-async fn k9_what_is_put_needs_no_database_and_says_nothing_of_it() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    let view = text(&first, "user");
-    let down = || async { Err(sqlx::Error::WorkerCrashed)? };
-    for n in 0.. {
-        if view
-            .get(n, down)
-            .await
-            .is_err_and(|error| error.retry_after().is_some())
-        {
-            break;
-        }
-        assert!(n < 1000, "the breaker never opens");
-    }
-    let before = first.status();
-    assert!(before.guard.open);
-    for n in 0..50 {
-        let put = view.put(format!("a{n}"), "put".to_owned()).await;
-        assert!(put.memory && put.redis, "{put:?}");
-    }
-    let after = first.status();
-    assert!(after.guard.open, "a put says nothing of the database");
-    assert_eq!(after.counts.loads, before.counts.loads);
-    for (cache, source) in [(&first, Source::Memory), (&second, Source::Redis)] {
-        let held = text(cache, "user").peek("a7").await.unwrap();
-        assert_eq!((held.value.as_deref(), held.source), (Some("put"), source));
-    }
-
-    site.redis.kill().await;
-    let put = view.put("a7", "again".to_owned()).await;
-    assert!(put.memory && !put.redis, "{put:?}");
-    let held = view.get("a7", down).await.unwrap();
-    assert_eq!(held.value.as_deref(), Some("again"));
-}
-
-#[tokio::test]
-async fn k6_who_loads_while_a_value_is_put_stores_nothing_over_it() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    // Here and elsewhere: the one that loads is the one that puts, or another.
-    for (key, other) in [("own", &first), ("other", &second)] {
-        let (go, gone) = tokio::sync::oneshot::channel::<()>();
-        let (begin, begun) = tokio::sync::oneshot::channel::<()>();
-        let loading = tokio::spawn({
-            let view = text(other, "user");
-            async move {
-                let load = move || async move {
-                    begin.send(()).unwrap();
-                    gone.await.unwrap();
-                    Ok(Some("old".to_owned()))
-                };
-                view.get(key, load).await.unwrap()
-            }
-        });
-        begun.await.unwrap();
-        let put = text(&first, "user").put(key, "new".to_owned()).await;
-        assert!(put.memory && put.redis, "{put:?}");
-        go.send(()).unwrap();
-        assert_eq!(loading.await.unwrap().value.as_deref(), Some("old"));
-        eventually("the load has tried to store its own", || async {
-            let waited = other.finish_loads(Duration::from_secs(60)).await;
-            waited == 0
-        })
-        .await;
-        let third = site.cache().await;
-        for (cache, source) in [(&first, Source::Memory), (&third, Source::Redis)] {
-            let held = text(cache, "user").peek(key).await.unwrap();
-            assert_eq!((held.value.as_deref(), held.source), (Some("new"), source));
-        }
-    }
-}
-
-#[tokio::test]
-async fn k6_who_loads_while_a_value_is_refreshed_stores_nothing_over_it() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    let alone = plain(&site.database).build().await.unwrap();
-    // Without Redis; here and elsewhere: the one that loads is the one that refreshes, or another,
-    // whose lease is taken from it.
-    for (key, refreshes, other) in [
-        ("alone", &alone, &alone),
-        ("own", &first, &first),
-        ("other", &first, &second),
-    ] {
-        let (go, gone) = tokio::sync::oneshot::channel::<()>();
-        let (begin, begun) = tokio::sync::oneshot::channel::<()>();
-        let loading = tokio::spawn({
-            let view = text(other, "user");
-            async move {
-                let load = move || async move {
-                    begin.send(()).unwrap();
-                    gone.await.unwrap();
-                    Ok(Some("old".to_owned()))
-                };
-                view.get(key, load).await.unwrap()
-            }
-        });
-        begun.await.unwrap();
-        let view = text(refreshes, "user");
-        let load = || async { Ok(Some("new".to_owned())) };
-        let fresh = view.refresh(key, load).await.unwrap();
-        assert_eq!(fresh.value.as_deref(), Some("new"));
-        go.send(()).unwrap();
-        assert_eq!(loading.await.unwrap().value.as_deref(), Some("old"));
-        for cache in [refreshes, other] {
-            eventually("all loads have ended", || async {
-                cache.finish_loads(Duration::from_secs(60)).await == 0
-            })
-            .await;
-        }
-        let held = view.peek(key).await.unwrap();
-        assert_eq!(
-            (held.value.as_deref(), held.source),
-            (Some("new"), Source::Memory),
-            "{key}"
-        );
-        if key != "alone" {
-            let held = text(&site.cache().await, "user").peek(key).await.unwrap();
-            assert_eq!(held.value.as_deref(), Some("new"), "{key}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn k6_an_invalidation_overtakes_what_is_put_and_what_was_put_carries_the_views_tags() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    let views = [&first, &second].map(|cache| text(cache, "user").tag("red"));
-    assert!(views[0].put("a", "put".to_owned()).await.redis);
-    assert!(views[1].peek("a").await.is_some());
-    second.invalidate(&[Target::tag("red")]).await.unwrap();
-    assert!(views[1].peek("a").await.is_none());
-    eventually("the first hears of it", || async {
-        views[0].peek("a").await.is_none()
-    })
-    .await;
-    // Redis has yet to hear of an invalidation of our own: what is put then does not stay there.
-    site.take_no_writes(true).await;
-    views[0].expire("a").await.unwrap();
-    let put = views[0].put("a", "put".to_owned()).await;
-    assert!(put.memory && !put.redis, "{put:?}");
-    site.take_no_writes(false).await;
-    let put = views[0].put("a", "again".to_owned()).await;
-    all_is_applied(&first).await;
-    let there = text(&site.cache().await, "user").peek("a").await;
-    assert_eq!(there.is_some(), put.redis, "{put:?}");
 }
 
 #[tokio::test]
@@ -800,60 +441,6 @@ async fn k16_what_expires_or_is_invalidated_while_a_load_is_waited_for_is_not_se
             "{key}: {answer:?}"
         );
     }
-}
-
-/// 13: tags belong to the value, not to whoever happens to load it again.
-#[tokio::test]
-async fn k11_a_refresh_behind_a_reader_that_names_no_tag_keeps_the_tags() {
-    let (database, _folder) = sqlite().await;
-    let hot = Ttl {
-        fresh: Duration::from_secs(500),
-        jitter: 0.0,
-        early_refresh: 1000.0,
-        ..Ttl::default()
-    };
-    let cache = plain(&database).class("hot", hot).build().await.unwrap();
-    let (view, loader) = (text(&cache, "hot"), Loader::default());
-    let slow = loader.clone();
-    let load = move || async move {
-        // So dear that it is refreshed at once.
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        slow.counting().await
-    };
-    view.read("a").tag("red").get(load).await.unwrap();
-    eventually("refreshed early", || async {
-        get(&cache, "a", "hot", &loader).await.unwrap();
-        loader.loads() >= 2 && cache.status().flights == 0
-    })
-    .await;
-    let before = get(&cache, "a", "hot", &loader).await.unwrap().value;
-    cache.invalidate(&[Target::tag("red")]).await.unwrap();
-    let after = get(&cache, "a", "hot", &loader).await.unwrap();
-    assert_eq!(after.source, Source::Database, "{before:?}");
-}
-
-#[tokio::test]
-async fn k11_a_stale_value_found_in_redis_hands_its_tags_to_what_takes_its_place() {
-    let site = Site::start().await;
-    let (first, second) = (site.cache().await, site.cache().await);
-    let loader = Loader::default();
-    let load = loader.clone();
-    text(&first, "brief")
-        .read("a")
-        .tag("red")
-        .get(move || load.counting())
-        .await
-        .unwrap();
-    filled(&first, 1).await;
-    tokio::time::sleep(Duration::from_millis(250)).await;
-    let answer = get(&second, "a", "brief", &loader).await.unwrap();
-    assert_eq!(
-        (answer.value.as_deref(), answer.source),
-        (Some("2"), Source::Database)
-    );
-    second.invalidate(&[Target::tag("red")]).await.unwrap();
-    let answer = get(&second, "a", "brief", &loader).await.unwrap();
-    assert_eq!(answer.value.as_deref(), Some("3"));
 }
 
 #[tokio::test]
