@@ -21,7 +21,9 @@ use steadfast_cache::{Cache, Database, DatabaseOptions, LoadError, Ttl, View};
 
 use memory::Places;
 
-const KEYS: usize = 10_000;
+/// So many that a hit waits for memory, and so few that it does not.
+const MANY: usize = 10_000;
+const FEW: usize = 100;
 
 /// Lines of the processor's cache that a stored value takes, about: its entry and its slot.
 const LINES: usize = 4;
@@ -31,9 +33,9 @@ const READ: u64 = 2;
 
 /// The keys in an order of their own. They are stored in another than that in which they are read,
 /// or what is read next would lie next in memory too, as it does in no service.
-fn keys(order: u64) -> Vec<String> {
+fn keys(count: usize, order: u64) -> Vec<String> {
     let mut rng = fastrand::Rng::with_seed(order);
-    let mut keys: Vec<_> = (0..KEYS).map(|n| format!("user:{n}")).collect();
+    let mut keys: Vec<_> = (0..count).map(|n| format!("user:{n}")).collect();
     rng.shuffle(&mut keys);
     keys
 }
@@ -45,8 +47,9 @@ struct User {
     since: u64,
 }
 
-/// A view that holds the value under all the keys, each with one tag or none.
+/// A view that holds the value under so many keys, each with one tag or none.
 fn filled<V: Clone + Send + Sync + 'static>(
+    count: usize,
     value: V,
     tag: Option<&str>,
     view_of: impl FnOnce(&Cache) -> View<V>,
@@ -69,7 +72,7 @@ fn filled<V: Clone + Send + Sync + 'static>(
             .await
             .unwrap();
         let view = view_of(&cache).prefix("");
-        for key in keys(STORED) {
+        for key in keys(count, STORED) {
             let value = value.clone();
             let read = view.read(&key).tags(tag.as_slice());
             read.get(|| async { Ok(Some(value)) }).await.unwrap();
@@ -92,14 +95,14 @@ async fn never<V>() -> Result<Option<V>, LoadError> {
 /// key: in step they would fight for the same entries, which is not what a service does.
 fn on_threads(
     threads: usize,
-    rounds: u64,
+    (keys, rounds): (usize, u64),
     work: impl Fn(std::ops::Range<usize>) + Sync,
 ) -> Duration {
     let (barrier, work) = (&Barrier::new(threads), &work);
     std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads)
             .map(|n| {
-                let from = n * KEYS / threads;
+                let from = n * keys / threads;
                 scope.spawn(move || {
                     barrier.wait();
                     let began = now();
@@ -131,38 +134,43 @@ fn row(
 ) {
     group.bench_function(BenchmarkId::new(name, threads), |b| {
         b.iter_custom(|rounds| {
-            on_threads(threads, rounds, |rounds| {
-                rounds.for_each(|n| hit(&keys[n % KEYS]));
+            on_threads(threads, (keys.len(), rounds), |rounds| {
+                rounds.for_each(|n| hit(&keys[n % keys.len()]));
             })
         });
     });
 }
 
 fn hits(c: &mut Criterion) {
+    hits_among(c, "memory_hit", MANY);
+    hits_among(c, "memory_hit_among_few", FEW);
+}
+
+fn hits_among(c: &mut Criterion, name: &str, count: usize) {
     let bytes = Bytes::from_static(&[b'x'; 64]);
     let of_bytes = |cache: &Cache| cache.view_of_bytes("user").unwrap();
-    let (_runtime, view) = filled(bytes.clone(), None, of_bytes);
-    let (_runtime, tagged) = filled(bytes.clone(), Some("users"), of_bytes);
+    let (_runtime, view) = filled(count, bytes.clone(), None, of_bytes);
+    let (_runtime, tagged) = filled(count, bytes.clone(), Some("users"), of_bytes);
     let user = User {
         number: 7,
         since: 1843,
     };
-    let (_runtime, own) = filled(user, None, |cache| cache.view("user").unwrap());
+    let (_runtime, own) = filled(count, user, None, |cache| cache.view("user").unwrap());
     let bare: moka::sync::Cache<String, Bytes> = moka::sync::Cache::new(1_000_000);
     // What `#[cached]` keeps behind a function: a map that orders by use, so that a hit writes,
     // under one lock.
     let mut lru = cached::LruCache::new(1_000_000);
     let quick = quick_cache::sync::Cache::<String, Bytes>::new(1_000_000);
-    for key in keys(STORED) {
+    for key in keys(count, STORED) {
         bare.insert(key.clone(), bytes.clone());
         lru.cache_set(key.clone(), bytes.clone());
         quick.insert(key, bytes.clone());
     }
-    let keys = keys(READ);
+    let keys = keys(count, READ);
     let lru = parking_lot::Mutex::new(lru);
-    let places = Places::new(KEYS * LINES);
+    let places = Places::new(count * LINES);
     let hasher = foldhash::quality::RandomState::default();
-    let mut group = c.benchmark_group("memory_hit");
+    let mut group = c.benchmark_group(name);
     for threads in [1, 2] {
         row(&mut group, "steadfast", threads, &keys, |key| {
             let answer = view.get(key, never).now_or_never();

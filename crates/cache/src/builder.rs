@@ -304,6 +304,7 @@ impl CacheBuilder {
         {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }
+        crate::monotonic::counter::prepare();
         let inner = Inner {
             classes: Classes::new(&self.classes, &self.class_tags),
             memory: Memory::new(self.memory_bytes, self.value_max),

@@ -12,6 +12,18 @@ pub(crate) fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// Whether tokio's clock can be stopped in this program, by its feature `test-util`: then
+/// `tokio::time` has a function `pause`, which hides what is called so here.
+pub(crate) const CAN_BE_STOPPED: bool = {
+    #[allow(unused_imports)]
+    use tokio::time::*;
+    size_of_val(&pause) == 0
+};
+
+/// Nothing, but of another size than a function's name.
+#[allow(non_upper_case_globals, dead_code)]
+const pause: u8 = 0;
+
 /// Returns whether this is called within a tokio runtime. Outside of any nothing can be waited for:
 /// neither timers nor connections to databases live there.
 pub(crate) fn is_in_runtime() -> bool {

@@ -445,7 +445,7 @@ mod tests {
 
     /// With everything at its default, and many times longer than any of them may wait while nobody
     /// is admitted.
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn k9_by_default_a_queue_is_drained_that_moves_and_left_that_stands_still() {
         let options = GuardOptions::default();
         let guard = LoadAdmission::new(&options, &[None], clock());

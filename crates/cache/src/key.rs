@@ -82,11 +82,13 @@ impl<'k> KeyName<'k> {
     }
 
     /// The same, not longer than a name may be: what is, is known by a hash of it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn bounded(self) -> Self {
-        if is_short(&self) {
-            return self;
-        }
+        if is_short(&self) { self } else { self.cut() }
+    }
+
+    #[cold]
+    fn cut(self) -> Self {
         Self(Bytewise::Long {
             short: shortened(&self),
             whole: self.to_vec(),
@@ -102,11 +104,15 @@ impl<'k> KeyName<'k> {
     }
 
     /// The same behind a prefix.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn behind(self, prefix: &[u8]) -> Self {
         if prefix.is_empty() {
             return self;
         }
+        self.written_behind(prefix)
+    }
+
+    fn written_behind(self, prefix: &[u8]) -> Self {
         let mut bytes = SmallVec::with_capacity(prefix.len() + self.len());
         bytes.extend_from_slice(prefix);
         bytes.extend_from_slice(&self);

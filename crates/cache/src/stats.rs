@@ -136,6 +136,7 @@ impl Stats {
         }
     }
 
+    #[inline]
     pub(crate) fn hit(&self) {
         self.hits.add_one();
     }

@@ -16,6 +16,7 @@ use crate::codec::Codec;
 use crate::flight::{Cargo, Fallback, Loaded};
 use crate::freshness::{Freshness, Life, Lifetime, Ttl};
 use crate::key::{Key, KeyName, bounded};
+use crate::monotonic::counter::at_latest;
 use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::{Cache, Inner};
 use crate::tier::entry::{Entry, Label, is_plain};
@@ -346,7 +347,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from
     /// its end. Whatever else there is to say of the key is left to a longer look.
-    #[inline]
+    #[inline(always)]
     pub(super) fn glance(
         &self,
         key: &impl Key,
@@ -355,9 +356,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     ) -> Glance<V> {
         let cache = self.core();
         let seen = cache.memory.ask(name, tags, &cache.generations, |entry| {
-            // Not before the look-up: a look at the clock waits for what was asked of memory, and
-            // what comes behind it is not begun meanwhile.
-            let now = Monotonic::now();
+            // Not before the look-up: where it is a look at the clock it waits for what was asked of
+            // memory, and what comes behind it is not begun meanwhile.
+            let now = at_latest();
             let age = entry.age(now);
             Some(
                 if !entry.is_certain_at(age) || !cache.is_current(entry, now) {
@@ -471,7 +472,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// Answers from memory and counts it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn hit(&self, entry: &Entry, age: NanoSpan) -> Option<Answer<V>> {
         let value = entry.value::<V>()?;
         entry.count_hit();

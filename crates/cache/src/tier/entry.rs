@@ -131,11 +131,11 @@ impl Entry {
     /// The value, or its known absence; `None` if it is of another type.
     #[inline]
     pub(crate) fn value<V: 'static>(&self) -> Option<&Option<V>> {
-        let value: &dyn Any = match &self.value {
-            Value::Bytes(bytes) => bytes,
-            Value::Other(value) => &**value,
-        };
-        value.downcast_ref()
+        // One after the other: where the type is known the question is answered by the compiler.
+        match &self.value {
+            Value::Bytes(bytes) => (bytes as &dyn Any).downcast_ref(),
+            Value::Other(value) => value.downcast_ref(),
+        }
     }
 
     #[inline]
@@ -224,7 +224,7 @@ impl Entry {
     }
 
     /// Answers with `value`, which is this entry's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn answer<V: Clone>(
         &self,
         value: &Option<V>,
