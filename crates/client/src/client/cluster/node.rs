@@ -18,6 +18,8 @@ use crate::call::{Carried, Suspicion};
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
+use crate::event::Event;
+use crate::event::hub::Hub;
 use crate::link::ConnectionState;
 use crate::options::CallOptions;
 use crate::wire::queue::{Encode, Encoded, Gate};
@@ -53,6 +55,20 @@ const DOUBTED: Duration = Duration::from_secs(60);
 
 /// How long what was asked of a node that is taken out of service may take to be answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// The events of a node that was left, of which the log is not told yet.
+#[must_use = "the log is to be told of them, once no lock is held"]
+pub(super) struct Farewell {
+    hub: Arc<Hub>,
+    events: Vec<Event>,
+}
+
+impl Farewell {
+    /// Writes them to the log, which may ask the client for anything. No lock is to be held.
+    pub(super) fn tell(self) {
+        self.hub.log(&self.events);
+    }
+}
 
 impl Node {
     pub(super) fn new(
@@ -225,8 +241,14 @@ impl Node {
     }
 
     /// Ends it: at once if it does not answer, else when it has answered what it was asked. What
-    /// is refused for that goes on at another node.
-    pub(super) fn retire(self: Arc<Self>, at_once: bool, left_behind: &Arc<LeftBehind>) {
+    /// is refused for that goes on at another node. What comes of it is to be told once no lock is
+    /// held, and by whoever has found out: where there is no runtime, or one that nobody drives,
+    /// no task would.
+    pub(super) fn retire(
+        self: Arc<Self>,
+        at_once: bool,
+        left_behind: &Arc<LeftBehind>,
+    ) -> Farewell {
         self.retired.store(true, Ordering::Relaxed);
         let limit = if at_once {
             Duration::ZERO
@@ -238,18 +260,21 @@ impl Node {
         let refused: Vec<_> = links
             .map(|link| (link.index, link.queue.take_refused()))
             .collect();
-        let events = shared.hub.retire(&refused);
+        let farewell = Farewell {
+            events: shared.hub.retire(&refused),
+            hub: Arc::clone(&shared.hub),
+        };
         // At once: until it is closed, the node may be started anew.
-        left_behind.add(&self.id, self.client.inner.shared.fences.abandoned());
+        left_behind.add(&self.id, shared.fences.abandoned());
         // Where the client's own tasks live: whoever finds out need not be in a runtime.
-        if let Ok(runtime) = self.client.inner.shared.runtime() {
+        if let Ok(runtime) = shared.runtime() {
             let left_behind = Arc::clone(left_behind);
             runtime.spawn(async move {
-                self.client.inner.shared.hub.log(&events);
                 let _ = self.client.close(limit).await;
                 left_behind.hunt(&self.id, &self.client).await;
             });
         }
+        farewell
     }
 
     /// Returns what is known of how to reach it.
@@ -343,12 +368,15 @@ pub(super) fn may_go_on(error: &Error, effect: Effect) -> bool {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
+    use std::sync::atomic::AtomicU64;
     use std::task::{Context, Waker};
 
     use steadfast_core::slot::Slot;
 
     use super::*;
     use crate::client::cluster::view::view_of;
+    use crate::event::EventKind;
+    use crate::event::listener::listen;
 
     #[tokio::test]
     async fn t5_the_first_poll_of_a_large_request_copies_nothing_under_the_locks_of_its_slot() {
@@ -381,5 +409,42 @@ mod tests {
             let queue = &node.client.inner.shared.links[0].queue;
             assert_eq!(queue.in_flight(), submitted, "it was submitted");
         }
+    }
+
+    #[test]
+    fn t18_the_end_of_what_a_node_suffered_is_logged_though_no_runtime_is_left_to_do_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("there is room");
+        let inside = runtime.enter();
+        let builder = crate::Client::builder("redis-cluster://127.0.0.1:9").expect("a good url");
+        let client = builder.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let text = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-16383\n\
+                    b 127.0.0.1:2@12 slave a 0 0 1 connected\n";
+        assert!(cluster.believe(&view_of(text)).ignored.is_none());
+        let owner = cluster.routes.owner(Slot::new(7).expect("a slot"));
+        let node = cluster.node(owner.expect("it is known"));
+        let node = node.ok().flatten().expect("it is started");
+        let lost = EventKind::Lost {
+            cause: "reset".into(),
+            unknown: 0,
+            not_sent: 0,
+        };
+        node.client.inner.shared.hub.emit(0, lost);
+        drop(inside);
+        drop(runtime);
+        let lines = Arc::new(AtomicU64::new(0));
+        let (told, asked) = (Arc::clone(&lines), Arc::clone(cluster));
+        let listens = listen(move || {
+            let is_free = asked.known.try_lock().is_some() && asked.taking_in.try_lock().is_some();
+            told.fetch_add(u64::from(is_free), Ordering::Relaxed);
+        });
+        let text = "b 127.0.0.1:2@12 myself,master - 0 0 2 connected 0-16383\n";
+        assert!(cluster.believe(&view_of(text)).ignored.is_none());
+        drop(listens);
+        assert!(node.is_retired());
+        assert_eq!(lines.load(Ordering::Relaxed), 1);
     }
 }

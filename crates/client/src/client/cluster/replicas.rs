@@ -52,8 +52,11 @@ impl Cluster {
             let stays = nodes
                 .get(&number)
                 .is_none_or(|node| Some(node.facts()) == facts);
-            if !stays && let Some(node) = nodes.remove(&number) {
-                node.retire(false, &self.left_behind);
+            let left = if stays { None } else { nodes.remove(&number) };
+            let left = left.map(|node| node.retire(false, &self.left_behind));
+            drop(nodes);
+            if let Some(left) = left {
+                left.tell();
             }
         }
     }

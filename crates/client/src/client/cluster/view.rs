@@ -14,7 +14,7 @@ use steadfast_core::node::{Endpoint, NodeId};
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::{Changes, Member, MemberIndex, Topology, View};
 
-use super::node::Node;
+use super::node::{Farewell, Node};
 use super::{Cluster, Known};
 use crate::clock;
 use crate::link::ConnectionState;
@@ -62,8 +62,9 @@ impl Cluster {
             Self::note_migrations(&mut known, view);
         }
         let members: Vec<MemberIndex> = known.topology.members().map(|(index, _)| index).collect();
+        let mut left = Vec::new();
         for index in members {
-            self.publish_member(&mut known, index);
+            left.extend(self.publish_member(&mut known, index));
         }
         if !changes.is_empty() {
             self.name_nodes(&known);
@@ -77,13 +78,14 @@ impl Cluster {
         let known = self.known.lock();
         // Also one that a redirect or an earlier view has replaced while it seemed to be well.
         for node in self.routes.nodes() {
-            self.retire_if_replaced(&known, &node);
+            left.extend(self.retire_if_replaced(&known, &node));
         }
         drop(known);
         self.let_replicas_go();
         self.take_its_word(view);
         self.tell_state();
         self.version.send_modify(|version| *version += 1);
+        left.into_iter().for_each(Farewell::tell);
         changes
     }
 
@@ -126,23 +128,20 @@ impl Cluster {
 
     /// A node that has lost all its slots and does not answer, is a primary no more or no member:
     /// nothing that waits for it, and nothing that it may still answer, counts.
-    fn retire_if_replaced(&self, known: &Known, node: &Arc<Node>) {
-        let Some((_, member)) = known.topology.nth(node.number) else {
-            return;
-        };
+    fn retire_if_replaced(&self, known: &Known, node: &Arc<Node>) -> Option<Farewell> {
+        let (_, member) = known.topology.nth(node.number)?;
         if self.routes.owns(node.number) {
-            return;
+            return None;
         }
         let answers = node.client.state() == ConnectionState::Ready && !member.is_failing;
         // One that has never owned any imports its first, or is about to.
         let is_wanted = answers || !node.has_owned();
         if is_wanted && member.is_primary && member.is_present {
             node.lost_its_slots(clock::now());
-            return;
+            return None;
         }
-        if let Some(node) = self.routes.retire(node.number) {
-            node.retire(!answers, &self.left_behind);
-        }
+        let node = self.routes.retire(node.number)?;
+        Some(node.retire(!answers, &self.left_behind))
     }
 
     /// Tells the state of the whole from that of the owners of slots.

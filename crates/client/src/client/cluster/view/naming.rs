@@ -8,18 +8,19 @@ use steadfast_core::report::ClusterReport;
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::{Member, MemberIndex, Topology};
 
+use crate::client::cluster::node::Farewell;
 use crate::client::cluster::whereabouts::MemberFacts;
 use crate::client::cluster::{Cluster, Known};
 use crate::resolve::is_name;
 
 impl Cluster {
-    /// Lets calls find a node, under the name and address that it has now.
-    pub(super) fn publish_member(&self, known: &mut Known, index: MemberIndex) {
+    /// Lets calls find a node, under the name and address that it has now. Another that was at its
+    /// place is left.
+    pub(super) fn publish_member(&self, known: &mut Known, index: MemberIndex) -> Option<Farewell> {
         let member = known.topology.member(index);
         let facts = self.facts_of(member);
-        if let Some(old) = self.routes.settle(index.number(), facts) {
-            old.retire(false, &self.left_behind);
-        }
+        let old = self.routes.settle(index.number(), facts)?;
+        Some(old.retire(false, &self.left_behind))
     }
 
     pub(super) fn facts_of(&self, member: &Member) -> Option<MemberFacts> {

@@ -30,9 +30,10 @@ impl Cluster {
             return Some(Aim::Owner);
         };
         let moved = known.topology.moved(index, &redirect, asked, sent, now);
-        if let Moved::Patched(target) = moved {
-            self.publish_member(&mut known, target);
-        }
+        let left = match moved {
+            Moved::Patched(target) => self.publish_member(&mut known, target),
+            _ => None,
+        };
         let owner = known.topology.owner(redirect.slot);
         let trigger = match moved {
             Moved::Known(_) => None,
@@ -51,6 +52,9 @@ impl Cluster {
         }
         if let Some(trigger) = trigger {
             self.trigger(trigger);
+        }
+        if let Some(left) = left {
+            left.tell();
         }
         match moved {
             Moved::Patched(_) | Moved::Known(_) => Some(Aim::Owner),
