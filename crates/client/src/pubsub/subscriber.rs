@@ -154,7 +154,8 @@ impl Subscriber {
         let established = self
             .meanwhile(async move { connector.dialled(ask).await })
             .await?;
-        let mut wire = SubscriberWire::new(established, tie, &self.shared);
+        let turns = Arc::clone(&self.turns);
+        let mut wire = SubscriberWire::new(established, tie, &self.shared, turns);
         for (kind, name) in self.wanted.keys().cloned() {
             let written = wire.subscribe(kind, name).await;
             written.map_err(|cause| ConnectError::Ended(cause.to_string()))?;
@@ -213,23 +214,18 @@ impl Subscriber {
                     Err(error) => Err(error.to_string().into()),
                 },
                 Some(order) = self.changes.recv(), if !wire.authenticates() => {
-                    self.turns.take();
                     self.obey(wire, order).await
                 }
                 parting = wire.tie.parted() => Err(parting.why().into()),
                 () = &mut left => Err(LEFT.into()),
                 fresh = wire.rotation.fresh(), if wire.is_quiet() => {
-                    self.turns.take();
                     wire.give(&fresh, &mut self.rng).await
                 }
                 () = self.feed.room() => {
                     self.feed.settle();
                     Ok(())
                 }
-                () = clock::sleep_fairly_until(tick) => {
-                    self.turns.take();
-                    wire.tick(&self.shared).await
-                }
+                () = clock::sleep_fairly_until(tick) => wire.tick(&self.shared).await,
             };
             let owed = wire.check_owed(tick, &self.shared);
             if let Err(cause) = step.and(owed) {

@@ -11,6 +11,7 @@ use steadfast_core::resp::{DecodeError, Decoder, encode};
 use tokio::io::AsyncWriteExt;
 
 use super::SubscriptionKind;
+use super::attendance::Turns;
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::error::ErrorKind;
@@ -44,6 +45,8 @@ pub(super) struct SubscriberWire {
     ask_state_at: Option<Instant>,
     /// Whether it has said so.
     has_served: bool,
+    /// The turns of the task that it belongs to.
+    turns: Arc<Turns>,
 }
 
 /// A question that the server answers.
@@ -67,7 +70,12 @@ const ON_ITS_WAY: u32 = 20;
 pub(super) const WRITE: Duration = Duration::from_secs(1);
 
 impl SubscriberWire {
-    pub(super) fn new(established: Established, tie: Tie, shared: &Shared) -> Self {
+    pub(super) fn new(
+        established: Established,
+        tie: Tie,
+        shared: &Shared,
+        turns: Arc<Turns>,
+    ) -> Self {
         let in_cluster = matches!(shared.settings.target.address, Address::Cluster(_));
         // In RESP2 nothing but subscriptions can be asked of.
         let may_ask = in_cluster && established.facts.protocol == Protocol::Resp3;
@@ -85,6 +93,7 @@ impl SubscriberWire {
             protocol: established.facts.protocol,
             begun_at: None,
             asked: VecDeque::new(),
+            turns,
         }
     }
 
@@ -148,7 +157,11 @@ impl SubscriberWire {
             self.stream.write_all(command).await?;
             self.stream.flush().await
         };
-        match tokio::time::timeout(WRITE, written).await {
+        // However many writes follow one another, each may take its time.
+        self.turns.take();
+        let written = tokio::time::timeout(WRITE, written).await;
+        self.turns.take();
+        match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.to_string().into()),
             Err(_) => Err("the server takes no more".into()),
@@ -351,5 +364,63 @@ fn bytes_of(value: Value) -> Vec<u8> {
         Value::BulkString(bytes) => bytes,
         Value::SimpleString(text) => text.into_bytes(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::clock::keeper;
+    use crate::link::connect::ServerFacts;
+    use crate::pubsub::attendance::Attendance;
+    use crate::settings::Settings;
+    use crate::target::Target;
+
+    /// A node that is asked two things in one turn, whether its cluster serves and whether it
+    /// lives, and that takes each only just in time.
+    #[tokio::test(start_paused = true)]
+    async fn c19_a_task_that_writes_to_a_slow_peer_again_and_again_is_not_missed() {
+        let target = Target::parse("redis-cluster://h").expect("a good url");
+        let shared = Shared::new(Settings::new(target), clock::now()).expect("good settings");
+        let (own, mut peer) = tokio::io::duplex(1);
+        let facts = ServerFacts {
+            protocol: Protocol::Resp3,
+            ..ServerFacts::default()
+        };
+        let established = Established {
+            stream: Stream::Memory(own),
+            facts,
+            credentials: None,
+            fences: Vec::new(),
+        };
+        let turns = Arc::<Turns>::default();
+        let tie = shared.following.tie(None, &mut shared.rng());
+        let mut wire = SubscriberWire::new(established, tie, &shared, Arc::clone(&turns));
+        tokio::time::advance(shared.settings.heartbeat).await;
+        let slow = async {
+            for command in [&[b"CLUSTER".as_slice(), b"INFO"][..], &[b"PING"]] {
+                let command = encoded(command);
+                tokio::time::sleep(WRITE.mul_f64(0.99)).await;
+                let mut taken = vec![0; command.len()];
+                peer.read_exact(&mut taken).await.expect("it writes");
+                assert_eq!(taken, command);
+            }
+        };
+        let looks = async {
+            let mut attendance = Attendance::default();
+            loop {
+                attendance.look(&turns, true, &shared.settings);
+                attendance.listener_runs();
+                assert!(!attendance.is_missed(&turns), "it writes");
+                tokio::time::sleep(keeper::EVERY).await;
+            }
+        };
+        let writes = async { tokio::join!(wire.tick(&shared), slow) };
+        tokio::select! {
+            (ticked, ()) = writes => assert_eq!(ticked, Ok(())),
+            () = looks => {}
+        }
     }
 }
