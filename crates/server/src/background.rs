@@ -228,8 +228,14 @@ impl Background {
     }
 
     fn hand_on_history(&self) {
-        for event in self.checks.backend.client.history() {
-            self.hand_on_new(&event);
+        let history = self.checks.backend.client.history();
+        // The entry on flapping gives way to the one on its end.
+        let flap = |event: &&steadfast::Event| matches!(event.kind, EventKind::Flapping(_));
+        let flapping = history.iter().filter(flap).map(|event| event.connection);
+        let outages = &self.checks.observations.outages;
+        outages.none_flaps_but(&flapping.collect());
+        for event in &history {
+            self.hand_on_new(event);
         }
     }
 

@@ -147,6 +147,13 @@ impl Outages {
         }
     }
 
+    /// Events may have been missed, and that a connection no longer flaps may be one of them: no
+    /// others flap still than these. One that does, and is not among them, tells of it again.
+    pub(crate) fn none_flaps_but(&self, connections: &BTreeSet<usize>) {
+        let flapping = &mut self.state.lock().flapping;
+        flapping.retain(|connection| connections.contains(connection));
+    }
+
     /// All that Redis holds is served, whatever has become of the connections that were lost: a
     /// node of a cluster that another has taken over from never comes back by itself, and an event
     /// can be missed.
@@ -533,6 +540,26 @@ mod tests {
         assert_eq!(outages.current(|| counts(0, 0, 0)), None);
         blip(21);
         assert_eq!(list(&outages, counts(0, 0, 0)).as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn s5_a_connection_of_which_the_end_of_the_flapping_was_missed_flaps_no_more() {
+        let outages = Outages::default();
+        let lasts = || outages.current(|| counts(0, 0, 0)).is_some();
+        let blip = |at_ms| {
+            happens(&outages, at_ms, lost(), counts(0, 0, 0));
+            happens(&outages, at_ms + 50, connected(), counts(0, 0, 0));
+        };
+        blip(100);
+        outages.state.lock().flap_since(0, 100, 11, "reset");
+        outages.none_flaps_but(&BTreeSet::from([0, 7]));
+        assert!(lasts(), "it flaps on, as is known");
+        outages.none_flaps_but(&BTreeSet::from([7]));
+        assert!(!lasts());
+        blip(900_000);
+        let told = list(&outages, counts(0, 0, 0));
+        let began = |at: usize| told[at]["began_ms"].as_u64();
+        assert_eq!((began(0), began(1)), (Some(100), Some(900_000)), "{told}");
     }
 
     #[test]
