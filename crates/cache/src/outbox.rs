@@ -94,9 +94,11 @@ enum Turn {
 }
 
 impl Glance {
-    /// Whether this row waits, as far as a look can see.
+    /// Whether this row waits, as far as a look can see: it may be beyond the last that is seen.
     pub(crate) fn may_hold(&self, mark: RowMark) -> bool {
-        !self.complete || self.waiting.iter().any(|row| row.mark == mark)
+        let is_beyond = |last: &WaitingRow| last.mark.id < mark.id;
+        self.waiting.iter().any(|row| row.mark == mark)
+            || (!self.complete && self.waiting.last().is_none_or(is_beyond))
     }
 }
 

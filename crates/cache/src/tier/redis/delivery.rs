@@ -71,9 +71,13 @@ mod tests {
         assert!(!waits(&seen(39, &[at(7, 1000)])), "SQL was there before");
         let lost = seen(40, &[at(7, 1000)]);
         assert!(!record.may_wait(43, &lost), "Redis went on from there");
-        let mut more = seen(40, &[at(8, 1001)]);
-        more.complete = false;
-        assert!(waits(&more), "it may be beyond what is seen");
+        let cut_off = |marks: &[RowMark]| Glance {
+            complete: false,
+            ..seen(40, marks)
+        };
+        assert!(waits(&cut_off(&[at(6, 900)])), "it may be beyond");
+        let beyond = cut_off(&[at(6, 900), at(8, 1001)]);
+        assert!(!waits(&beyond), "it would stand between them");
     }
 
     #[test]

@@ -290,3 +290,28 @@ fn k16_an_order_that_has_gone_excuses_no_redis_that_is_ahead_later() {
     guard.state.lock().redis_at = 10;
     assert!(look(false), "SQL was rolled back since");
 }
+
+/// Another process has delivered it; whoever waits for it to be gone has Redis read by nobody.
+#[test]
+fn k16_an_order_that_is_not_where_it_would_stand_has_gone_however_many_others_wait() {
+    let guard = guard_of(7);
+    let row = |id| WaitingRow {
+        mark: RowMark { id, created_at: 1 },
+        age_ms: 0,
+    };
+    let is_out_after_seeing = |ids: [i64; 2]| {
+        let glance = Glance {
+            database: Some(7),
+            watermark: 5,
+            waiting: ids.map(row).to_vec(),
+            complete: false,
+            spread: 9,
+        };
+        guard.after_look(guard.before_look(), &glance);
+        guard.is_order_out()
+    };
+    guard.all_is_ordered(row(4).mark);
+    assert!(is_out_after_seeing([2, 3]), "it may be beyond");
+    assert!(is_out_after_seeing([3, 4]), "it waits");
+    assert!(!is_out_after_seeing([3, 5]));
+}
