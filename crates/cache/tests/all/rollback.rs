@@ -5,11 +5,13 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use steadfast_cache::{Cache, Database, Source};
+use steadfast_drill::fault::Direction;
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
+use steadfast_drill::proxy::Proxy;
 
 use crate::site::{
     Loader, Site, connect, create_table, eventually, get, outbox_is_empty, plain, read_item,
-    select_item, set_item, sqlite, text, write_everywhere, write_item,
+    select_item, set_item, slow_down, sqlite, text, write_everywhere, write_item,
 };
 
 /// The next regular look comes after any of these tests.
@@ -271,12 +273,7 @@ async fn a_rollback_under_a_relay_shows(lost: Lost) {
             let mut tx = site.database.begin().await.unwrap();
             site.redis.resume().unwrap();
             eventually("it is applied", || async {
-                let at = site
-                    .redis
-                    .command(&["GET", "test:watermark"])
-                    .await
-                    .unwrap();
-                redis::from_redis_value::<u64>(at).unwrap() == reached + 1
+                watermark(&site.redis).await == reached + 1
             })
             .await;
             set_item(&mut tx, 7, 100).await.unwrap();
@@ -369,6 +366,11 @@ async fn leave_the_tables(database: &Database, redis: &Redis) {
     drop(over(database, redis).await);
 }
 
+async fn watermark(redis: &Redis) -> u64 {
+    let at = redis.command(&["GET", "test:watermark"]).await.unwrap();
+    redis::from_redis_value(at).unwrap()
+}
+
 /// Several processes try to deliver while Redis stands still. When it wakes it does all that they
 /// have asked of it, also what they have given up, and that is no rollback.
 #[tokio::test]
@@ -390,5 +392,36 @@ async fn k16_a_redis_that_stood_still_is_not_taken_for_a_database_that_was_rolle
         eventually("it is delivered", || outbox_is_empty(&database)).await;
     }
     write_everywhere(&caches[1], 9, 1).await;
+    assert_eq!(epoch(), before);
+}
+
+/// A process that is slow has given up a delivery. Another has done it, and has told SQL, when it
+/// comes to Redis after all.
+#[tokio::test]
+async fn k16_a_delivery_that_comes_late_is_not_taken_for_a_database_that_was_rolled_back() {
+    let (database, _folder) = sqlite().await;
+    let redis = Redis::start().await.unwrap();
+    let near = over(&database, &redis).await;
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+    let client = steadfast::Client::builder(&format!("redis://{}", proxy.addr())).unwrap();
+    let far = plain(&database).redis(client.connect().await.unwrap());
+    let far = far.redis_limit(Duration::from_millis(100));
+    let far = far.build().await.unwrap();
+    for cache in [&near, &far] {
+        write_versions(cache, 1..=2).await;
+    }
+    let epoch = || near.status().redis.unwrap().epoch;
+    let (before, reached) = (epoch(), watermark(&redis).await);
+    slow_down(&proxy, Direction::Upstream, Duration::from_secs(2)).await;
+    let targets = [steadfast_cache::Target::key("item:9")];
+    far.invalidate(&targets).await.unwrap();
+    eventually("the near one delivers it", || outbox_is_empty(&database)).await;
+    eventually("the far one's comes too", || async {
+        watermark(&redis).await > reached + 1
+    })
+    .await;
+    // Looks hold it against SQL, and so does the next delivery.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    write_everywhere(&near, 9, 1).await;
     assert_eq!(epoch(), before);
 }

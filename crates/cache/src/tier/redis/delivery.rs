@@ -2,8 +2,11 @@
 //!
 //! Redis is ahead of SQL by what it has applied and SQL has not been told of: the relay died, or
 //! its commit failed. Then the rows still wait, and SQL's watermark is what it was when they were
-//! taken. Redis may be ahead for no other reason, so without that SQL was rolled back, and the
-//! record says so to processes that have not seen SQL before.
+//! taken. Or by a delivery that came late: its relay had given up waiting, another has delivered
+//! the same rows and told SQL, and what was under way comes to Redis all the same. Then SQL's
+//! watermark is one that Redis has answered to such a try. Redis may be ahead for no other reason,
+//! so without that SQL was rolled back, and the record says so to processes that have not seen SQL
+//! before.
 
 use crate::outbox::{Glance, RowMark};
 
@@ -16,6 +19,8 @@ pub(super) struct Delivery {
     to: u64,
     /// The first of its rows.
     row: RowMark,
+    /// The watermark of Redis after the first try to deliver them.
+    first_to: u64,
 }
 
 impl Delivery {
@@ -26,6 +31,7 @@ impl Delivery {
             from: parts.next()?.parse().ok()?,
             to: parts.next()?.parse().ok()?,
             row: RowMark::parse(parts.next()?)?,
+            first_to: parts.next()?.parse().ok()?,
         })
     }
 
@@ -34,10 +40,11 @@ impl Delivery {
         self.to
     }
 
-    /// Whether this is what took Redis there, and waits for SQL to be told, as far as a look can
-    /// see.
-    pub(super) fn may_wait(&self, redis_at: u64, glance: &Glance) -> bool {
-        self.to == redis_at && self.from == glance.watermark && glance.may_hold(self.row)
+    /// Whether this is why Redis is there, which is ahead of SQL, as far as a look can see.
+    pub(super) fn explains(&self, redis_at: u64, glance: &Glance) -> bool {
+        let waits = self.from == glance.watermark && glance.may_hold(self.row);
+        let was_told = self.first_to <= glance.watermark;
+        self.to == redis_at && (waits || was_told)
     }
 }
 
@@ -59,8 +66,8 @@ mod tests {
             complete: true,
             spread: 0,
         };
-        let record = Delivery::parse("40 42 7@1000").unwrap();
-        let waits = |glance: &Glance| record.may_wait(42, glance);
+        let record = Delivery::parse("40 42 7@1000 42").unwrap();
+        let waits = |glance: &Glance| record.explains(42, glance);
         assert!(waits(&seen(40, &[at(6, 900), at(7, 1000), at(8, 1001)])));
         assert!(!waits(&seen(40, &[])), "nothing waits");
         assert!(!waits(&seen(40, &[at(8, 1001)])), "others wait");
@@ -70,7 +77,7 @@ mod tests {
         );
         assert!(!waits(&seen(39, &[at(7, 1000)])), "SQL was there before");
         let lost = seen(40, &[at(7, 1000)]);
-        assert!(!record.may_wait(43, &lost), "Redis went on from there");
+        assert!(!record.explains(43, &lost), "Redis went on from there");
         let cut_off = |marks: &[RowMark]| Glance {
             complete: false,
             ..seen(40, marks)
@@ -78,11 +85,25 @@ mod tests {
         assert!(waits(&cut_off(&[at(6, 900)])), "it may be beyond");
         let beyond = cut_off(&[at(6, 900), at(8, 1001)]);
         assert!(!waits(&beyond), "it would stand between them");
+        assert!(!waits(&seen(41, &[at(7, 1000)])), "SQL was told so by none");
+
+        let late = Delivery::parse("40 44 7@1000 42").unwrap();
+        let told = |watermark| late.explains(44, &seen(watermark, &[]));
+        assert!(told(42) && told(43), "of an earlier try");
+        assert!(!told(40) && !told(41), "of none");
     }
 
     #[test]
     fn k16_what_is_no_record_is_none() {
-        for text in ["", "40", "40 42", "40 42 -", "40 42 7", "x 42 7@1000"] {
+        for text in [
+            "",
+            "40",
+            "40 42",
+            "40 42 -",
+            "40 42 7@1000",
+            "40 42 7 42",
+            "x 42 7@1000 42",
+        ] {
             assert_eq!(Delivery::parse(text), None, "{text}");
         }
     }

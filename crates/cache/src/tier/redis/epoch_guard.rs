@@ -17,10 +17,11 @@
 //! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things
 //! give that away: its watermark is lower than it was at an earlier look, or it is lower than that
 //! of Redis for another reason than the one that there may be. Redis is ahead by what it has
-//! applied and SQL has not been told of yet, and then those very rows still wait in the outbox. So
-//! Redis keeps a record of the last delivery: what SQL's watermark was before it, what that of
-//! Redis was after it, and one of its rows. That outlives every process; and since a delivery that
-//! SQL was never told of can be lost with its rows, Redis is asked for it before each look.
+//! applied and SQL has not been told of yet, and then those very rows still wait in the outbox; or
+//! by what it has applied once more, too late, when SQL had been told. So Redis keeps a record of
+//! the last delivery: what SQL's watermark was before it, what that of Redis was after it and after
+//! the first try, and one of its rows. That outlives every process; and since a delivery that SQL
+//! was never told of can be lost with its rows, Redis is asked for it before each look.
 //!
 //! And two databases may be given one namespace by mistake. So each has a random number of its own,
 //! with which its epochs begin: what lies in an epoch of another's is never read. Whose processes
@@ -305,14 +306,14 @@ impl EpochGuard {
             ..
         } = before;
         let fell = self.has_fallen(known, at);
-        // What took Redis ahead of SQL waits in the outbox until SQL has caught up.
-        let waits = delivery.is_some_and(|delivery| delivery.may_wait(redis_at, glance));
-        // And so does what will take SQL past it, unless SQL was rolled back once more.
+        // What took Redis ahead of SQL is on record.
+        let explained = delivery.is_some_and(|delivery| delivery.explains(redis_at, glance));
+        // What will take SQL past it waits in the outbox, unless SQL was rolled back once more.
         let ordered = order.is_some_and(|order| glance.may_hold(order));
-        let overtaken = self.has_fallen(redis_at, at) && !waits && !ordered;
+        let overtaken = self.has_fallen(redis_at, at) && !explained && !ordered;
         let lost = heard.as_ref().filter(|heard| {
             let delivery = heard.delivery;
-            self.has_fallen(delivery.to(), at) && !delivery.may_wait(delivery.to(), glance)
+            self.has_fallen(delivery.to(), at) && !delivery.explains(delivery.to(), glance)
         });
         let mut state = self.state.lock();
         // Another Redis need not have come so far.

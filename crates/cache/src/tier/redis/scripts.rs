@@ -9,12 +9,12 @@
 /// are delivered, 1 if Redis may be ahead of SQL whatever the reason, the names for the log.
 /// Refuses if the epoch is another (-1) or Redis is behind SQL (-2): to raise its watermark then
 /// would hide that; or if it has lost count. Refuses too if Redis is ahead of SQL (-3) by anything
-/// but a delivery whose rows still wait, which SQL has not been told of: else SQL was rolled back,
-/// and to raise its watermark past where it was would hide that. Frees before it writes, if need be
-/// the watermark itself: a full Redis refuses a script that writes first.
+/// but a delivery whose rows still wait, which SQL has not been told of, or of an earlier try: else
+/// SQL was rolled back, and to raise its watermark past where it was would hide that. Frees before
+/// it writes, if need be the watermark itself: a full Redis refuses a script that writes first.
 ///
 /// The record: SQL's watermark before the delivery, that of Redis after it, the mark of the first
-/// row.
+/// row, the watermark of Redis after the first try to deliver it.
 ///
 /// A log is a hash of names, each with the watermark at which it was applied last; `from` and
 /// `last` say between which watermarks it is complete. When one is full, or does not reach up to
@@ -24,15 +24,18 @@ pub(super) const APPLY: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end \
 local at = tonumber(redis.call('GET', KEYS[2]) or '-1') or -1 \
 if at < tonumber(ARGV[2]) or at + tonumber(ARGV[3]) >= 9007199254740992 then return -2 end \
-if at > tonumber(ARGV[2]) and ARGV[11] ~= '1' then \
-  local from, to, mark = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%S+)$') \
-  if from ~= ARGV[2] or to ~= string.format('%.0f', at) or not string.find(ARGV[10], ' ' .. mark .. ' ', 1, true) then return -3 end \
+local first \
+if at > tonumber(ARGV[2]) then \
+  local from, to, mark, try = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%S+) (%d+)$') \
+  local here = to == string.format('%.0f', at) \
+  if here and from == ARGV[2] and string.find(ARGV[10], ' ' .. mark .. ' ', 1, true) then first = try \
+  elseif ARGV[11] ~= '1' and not (here and tonumber(try) <= tonumber(ARGV[2])) then return -3 end \
 end \
 redis.call('UNLINK', KEYS[2], KEYS[3]) \
 for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end \
 local new = string.format('%.0f', at + tonumber(ARGV[3])) \
 redis.call('SET', KEYS[2], new) \
-redis.call('SET', KEYS[3], ARGV[2] .. ' ' .. new .. ' ' .. (string.match(ARGV[10], '%S+') or '-')) \
+redis.call('SET', KEYS[3], ARGV[2] .. ' ' .. new .. ' ' .. (string.match(ARGV[10], '%S+') or '-') .. ' ' .. (first or new)) \
 if ARGV[6] ~= '' then redis.call('SET', KEYS[1], ARGV[6]) end \
 redis.call(ARGV[9], ARGV[4], new .. ' ' .. ARGV[5]) \
 local function step(...) \

@@ -111,7 +111,7 @@ fn k16_what_redis_tells_of_a_delivery_is_held_against_the_looks_that_follow() {
     let told = || {
         let guard = guard_of(7);
         guard.adopt(0, Some(found(5, true)));
-        let delivery = Delivery::parse("5 6 1@1").unwrap();
+        let delivery = Delivery::parse("5 6 1@1 6").unwrap();
         guard.hear(0, guard.epoch().unwrap(), delivery);
         guard
     };
