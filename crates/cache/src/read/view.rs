@@ -356,7 +356,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     ) -> Glance<V> {
         let cache = self.core();
         let seen = cache.memory.ask(name, tags, &cache.generations, |entry| {
-            // Not before the look-up: where it is a look at the clock it waits for what was asked of
+            // Not before the look-up: if it is a look at the clock it waits for what was asked of
             // memory, and what comes behind it is not begun meanwhile.
             let now = at_latest();
             let age = entry.age(now);

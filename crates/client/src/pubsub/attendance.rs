@@ -11,9 +11,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::wire::WRITE;
 use crate::clock::keeper;
 use crate::settings::Settings;
+
+/// A peer that takes nothing holds the subscriber up for so long.
+pub(super) const WRITE: Duration = Duration::from_secs(1);
 
 /// A task that is run may be so late.
 const LATE: Duration = Duration::from_millis(500);

@@ -11,7 +11,7 @@ use steadfast_core::resp::{DecodeError, Decoder, encode};
 use tokio::io::AsyncWriteExt;
 
 use super::SubscriptionKind;
-use super::attendance::Turns;
+use super::attendance::{Turns, WRITE};
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::error::ErrorKind;
@@ -65,9 +65,6 @@ pub(super) enum Asked {
 /// So many times as long as a server may be silent, its answer to a question, or the rest of what
 /// it has begun to say, may be on its way: bytes are a sign of life, but not for ever.
 const ON_ITS_WAY: u32 = 20;
-
-/// A peer that takes nothing holds the subscriber up for so long.
-pub(super) const WRITE: Duration = Duration::from_secs(1);
 
 impl SubscriberWire {
     pub(super) fn new(
