@@ -1,12 +1,12 @@
 //! The present moment for a hit in memory, without a look at the clock.
 //!
 //! A look at the clock waits for all that was asked of memory before it, so that nothing of one hit
-//! is done while the processor waits for the other's entry: half of what a hit takes. A look at the
-//! processor's counter (the TSC of x86-64, `cntvct_el0` of aarch64) does not wait. So each thread
-//! remembers what clock and counter said at its last look at the clock; and until the counter has
-//! gone on by what it does in a [`WINDOW`], the present is taken for the end of that window. That
-//! is never too early, and by a window too late at most: a value seems so much older than it is,
-//! and never younger.
+//! is done while the processor waits for the other's entry: a good part of what a hit takes. A look
+//! at the processor's counter (the TSC of x86-64, `cntvct_el0` of aarch64) does not wait. So each
+//! thread remembers what clock and counter said at its last look at the clock; and until the
+//! counter has gone on by what it does in a [`WINDOW`], the present is taken for the end of that
+//! window. That is never too early, and by a window too late at most: a value seems so much older
+//! than it is, and never younger.
 //!
 //! The counter is not believed for longer, whatever it counts. At each look at the clock it is held
 //! against that: one that has lagged behind, as it may where it stands still while a machine is
