@@ -470,7 +470,7 @@ mod tests {
         let waited = clock() - asked;
         assert!(matches!(refused, Rejection::Overloaded { .. }));
         assert!(
-            waited >= options.wait && waited < options.wait * 4,
+            waited >= options.wait && waited < Duration::from_secs(60),
             "{waited:?}"
         );
     }

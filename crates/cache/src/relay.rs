@@ -210,6 +210,7 @@ impl Relay {
     /// Asks Redis how far it is, before a look that will be held against it. No look waits long for
     /// that: what comes later is for the next.
     async fn hear_redis(&self, asking: &mut JoinSet<()>) {
+        let mut ended = asking.try_join_next();
         if asking.is_empty() {
             let redis = self.served.redis.clone();
             asking.spawn(async move {
@@ -218,8 +219,11 @@ impl Relay {
                 }
             });
         }
-        let heard = tokio::time::timeout(HEARD_WITHIN, asking.join_next()).await;
-        if let Ok(Some(Err(ended))) = heard
+        if ended.as_ref().is_none_or(Result::is_ok) {
+            let answered = tokio::time::timeout(HEARD_WITHIN, asking.join_next()).await;
+            ended = answered.ok().flatten();
+        }
+        if let Some(Err(ended)) = ended
             && let Ok(panic) = ended.try_into_panic()
         {
             std::panic::resume_unwind(panic);

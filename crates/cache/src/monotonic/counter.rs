@@ -59,7 +59,7 @@ impl Look {
         let counted = count();
         let until = clock().plus(WINDOW);
         let windows = count().wrapping_sub(self.counted) / window;
-        let passed = until.since(self.until) / WINDOW;
+        let passed = until.since(self.until).0 / WINDOW.0;
         let lags = self.until != Monotonic::FIRST && passed > windows + windows / 8 + MAY_LAG;
         (Self { counted, until }, lags)
     }
@@ -144,14 +144,6 @@ impl Counter {
             source,
             window: window.into(),
         })
-    }
-}
-
-impl std::ops::Div for NanoSpan {
-    type Output = u64;
-
-    fn div(self, other: Self) -> u64 {
-        self.0 / other.0
     }
 }
 

@@ -4,9 +4,9 @@
 //! subscriber's cannot tell of that, and its listener, who may live in another runtime, would take
 //! the silence for a channel on which nothing is published. So the task counts its turns, which it
 //! takes with each heartbeat at the latest, and before and after each write, and the thread that
-//! keeps deadlines looks at them. What stands still as a whole is told nothing: a listener that does
-//! not run either is woken first, and hears of it only if it is seen to run while the task still
-//! does not.
+//! keeps deadlines looks at them. What stands still as a whole is told nothing: a listener that
+//! does not run either is woken first, and hears of it only if it is seen to run while the task
+//! still does not.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
