@@ -119,6 +119,15 @@ impl SourceError {
         })
     }
 
+    /// Whether SQLite has waited in vain for a lock that another holds on the file (SQLITE_BUSY).
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn is_of_a_busy_file(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        error.code().is_some_and(|code| code == "5")
+    }
+
     /// Whether the database refused it because it writes where only reading is allowed
     /// ([`DatabaseOptions::read_only_connections`](super::DatabaseOptions::read_only_connections)).
     #[must_use]

@@ -15,6 +15,8 @@ use sqlx::{AssertSqlSafe, FromRow};
 
 #[cfg(feature = "postgres")]
 use super::postgres;
+#[cfg(feature = "sqlite")]
+use super::sqlite;
 use super::{Database, Executed, Param, Pool, SourceError};
 
 /// A small pool of the cache's own.
@@ -156,7 +158,10 @@ impl Reserved {
         let mut session = self.session().await?;
         let sql: String = match self.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
+            Pool::Sqlite(_) => {
+                sqlite::begin_impatiently(&mut session, self.limits.lock).await?;
+                return Ok(session);
+            }
             #[cfg(feature = "postgres")]
             Pool::Postgres(_) => format!("BEGIN; {}", self.limits()),
             #[cfg(feature = "mysql")]
@@ -210,7 +215,7 @@ impl Reserved {
 
 impl Session {
     /// Runs statements that have no parameters and whose rows nobody wants.
-    async fn run(&mut self, sql: &str) -> Result<(), SourceError> {
+    pub(super) async fn run(&mut self, sql: &str) -> Result<(), SourceError> {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
         each!(*self.connection(), AnyConnection[ref mut connection] => {
             sql.execute(&mut **connection).await.map(drop)?;

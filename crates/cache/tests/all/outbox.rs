@@ -8,6 +8,7 @@ use steadfast_cache::{
 use steadfast_drill::fault::{Direction, Fault, LimitData, Toxic};
 use steadfast_drill::proxy::Proxy;
 use steadfast_drill::waiting::until;
+use tokio::task::JoinSet;
 
 use crate::site::{
     Site, all_is_applied, eventually, plain, read_item, select_item, set_item, text,
@@ -497,4 +498,37 @@ async fn k7_a_batch_that_cannot_be_delivered_is_halved_until_it_can() {
     })
     .await;
     assert!(client.status().reconnects > 0, "the whole was too large");
+}
+
+/// Writers that leave the file hardly alone: SQLite lets nobody stand in line, and whoever has
+/// waited for long asks the least often.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k7_a_relay_gets_its_turn_among_many_writers_of_sqlite() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    write_item(&cache, 7, 1).await;
+    let mut options = DatabaseOptions::default();
+    options.max_connections = 8;
+    let crowd = Database::connect(&site.database_url(), options).unwrap();
+    let mut writers = JoinSet::new();
+    for item in 10..18 {
+        let crowd = crowd.clone();
+        writers.spawn(async move {
+            let mut rng = fastrand::Rng::with_seed(item as u64);
+            loop {
+                let mut tx = crowd.begin().await.unwrap();
+                set_item(&mut tx, item, 1).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(rng.u64(5..40))).await;
+                tx.commit().await.unwrap();
+                tokio::time::sleep(Duration::from_millis(rng.u64(1..20))).await;
+            }
+        });
+    }
+    // Of those that a write waits for 500 ms in vain, a busy machine may account for a few.
+    let mut applied = 0;
+    for version in 2..22 {
+        applied += u8::from(write_item(&cache, 7, version).await);
+        until("it is delivered", || cache.status().outbox_pending == 0).await;
+    }
+    assert!(applied >= 18, "{applied} of 20");
 }

@@ -74,10 +74,20 @@ const WORKERS: usize = 3;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k8_no_read_breaks_the_contract_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite://{}", folder.path().join("x.db").display());
-    let verdict = run(&url, soak(), ALL, None, folder.path()).await;
-    assert!(verdict.shared > 0, "nobody has asked Redis together");
-    verdict.assert_kept();
+    let mut shared = 0;
+    // On a busy machine Redis is away, or not believed, nearly all the time.
+    for round in 0..3 {
+        let folder = folder.path().join(round.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let url = format!("sqlite://{}", folder.join("x.db").display());
+        let verdict = run(&url, soak(), ALL, None, &folder).await;
+        verdict.assert_kept();
+        shared += verdict.shared;
+        if shared > 0 {
+            break;
+        }
+    }
+    assert!(shared > 0, "nobody has asked Redis together");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -572,12 +572,13 @@ async fn raise(tx: &mut Tx, item: i64) -> Result<i64, SourceError> {
     Ok(rows[0]["version"].as_i64().unwrap())
 }
 
+/// Now and then it lasts longer than an invalidation takes on a machine that is busy.
 fn slow(rng: &mut fastrand::Rng) -> Duration {
-    if rng.bool() {
-        Duration::from_millis(rng.u64(5..100))
-    } else {
-        Duration::ZERO
-    }
+    Duration::from_millis(match rng.u8(..16) {
+        0..8 => 0,
+        8..15 => rng.u64(5..100),
+        _ => rng.u64(100..1500),
+    })
 }
 
 /// Microseconds by a clock that all processes share.
