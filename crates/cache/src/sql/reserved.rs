@@ -156,12 +156,14 @@ impl Reserved {
     /// Begins a transaction that is about to write, under the limits, in one round trip.
     pub(crate) async fn begin(&self) -> Result<Session, SourceError> {
         let mut session = self.session().await?;
+        #[cfg(feature = "sqlite")]
+        if matches!(self.pool, Pool::Sqlite(_)) {
+            sqlite::begin_impatiently(&mut session, self.limits.lock).await?;
+            return Ok(session);
+        }
         let sql: String = match self.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(_) => {
-                sqlite::begin_impatiently(&mut session, self.limits.lock).await?;
-                return Ok(session);
-            }
+            Pool::Sqlite(_) => String::new(),
             #[cfg(feature = "postgres")]
             Pool::Postgres(_) => format!("BEGIN; {}", self.limits()),
             #[cfg(feature = "mysql")]
