@@ -13,10 +13,11 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, FromRow};
 
+#[cfg(feature = "sqlite")]
+use crate::clock::clock;
+
 #[cfg(feature = "postgres")]
 use super::postgres;
-#[cfg(feature = "sqlite")]
-use super::sqlite;
 use super::{Database, Executed, Param, Pool, SourceError};
 
 /// A small pool of the cache's own.
@@ -158,7 +159,7 @@ impl Reserved {
         let mut session = self.session().await?;
         #[cfg(feature = "sqlite")]
         if matches!(self.pool, Pool::Sqlite(_)) {
-            sqlite::begin_impatiently(&mut session, self.limits.lock).await?;
+            session.begin_impatiently(self.limits.lock).await?;
             return Ok(session);
         }
         let sql: String = match self.pool {
@@ -216,8 +217,28 @@ impl Reserved {
 }
 
 impl Session {
+    /// Begins a transaction that is about to write, on SQLite, of one who must not come last. Who
+    /// waits there for the lock asks for it again and again, after pauses that grow to a tenth of a
+    /// second, so that among many writers whoever has waited longest has the least chance. Here the
+    /// waiting starts anew before its pauses are long.
+    #[cfg(feature = "sqlite")]
+    async fn begin_impatiently(&mut self, limit: Duration) -> Result<(), SourceError> {
+        let begin = format!(
+            "PRAGMA busy_timeout = {}; BEGIN IMMEDIATE; PRAGMA busy_timeout = {}",
+            IMPATIENT.as_millis(),
+            limit.as_millis()
+        );
+        let give_up = clock() + limit;
+        loop {
+            match self.run(&begin).await {
+                Err(error) if error.is_of_a_busy_file() && clock() < give_up => {}
+                begun => return begun,
+            }
+        }
+    }
+
     /// Runs statements that have no parameters and whose rows nobody wants.
-    pub(super) async fn run(&mut self, sql: &str) -> Result<(), SourceError> {
+    async fn run(&mut self, sql: &str) -> Result<(), SourceError> {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
         each!(*self.connection(), AnyConnection[ref mut connection] => {
             sql.execute(&mut **connection).await.map(drop)?;
@@ -339,3 +360,7 @@ fn seconds(limit: Duration) -> u64 {
 
 /// A reserved connection that nobody has used for so long is closed, well before MySQL would.
 const UNUSED: Duration = Duration::from_secs(30);
+
+/// SQLite's pauses up to here are 1, 2, 5, 10 and 15 ms.
+#[cfg(feature = "sqlite")]
+const IMPATIENT: Duration = Duration::from_millis(33);

@@ -7,10 +7,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Executor, Sqlite, SqliteConnection, SqlitePool};
 
-use crate::clock::clock;
-
 use super::lent::{Kind, Lent, State, may_go_back, sealed};
-use super::reserved::Session;
 use super::row::sqlite::row as json;
 use super::rows::{Bounds, Rest, Selected, gather, gather_all};
 use super::{DatabaseOptions, Executed, Param, Pool, SourceError, first_word, param};
@@ -93,28 +90,6 @@ pub(super) async fn begin(pool: &SqlitePool, limit: Duration) -> Result<Lent<Sql
     Ok(held)
 }
 
-/// Begins a transaction that is about to write, of one who must not come last. Who waits for
-/// SQLite's lock asks for it again and again, after pauses that grow to a tenth of a second, so that
-/// among many writers whoever has waited longest has the least chance. Here the waiting starts anew
-/// before its pauses are long.
-pub(super) async fn begin_impatiently(
-    session: &mut Session,
-    limit: Duration,
-) -> Result<(), SourceError> {
-    let begin = format!(
-        "PRAGMA busy_timeout = {}; BEGIN IMMEDIATE; PRAGMA busy_timeout = {}",
-        IMPATIENT.as_millis(),
-        limit.as_millis()
-    );
-    let give_up = clock() + limit;
-    loop {
-        match session.run(&begin).await {
-            Err(error) if error.is_of_a_busy_file() && clock() < give_up => {}
-            begun => return begun,
-        }
-    }
-}
-
 /// A connection that can be stopped in whatever it computes.
 async fn taken(pool: &SqlitePool, limit: Duration) -> Result<Lent<Sqlite>, SourceError> {
     let mut held = Lent::new(pool.acquire().await?, limit);
@@ -178,9 +153,6 @@ pub(super) async fn execute(
 /// The number of the schema. Reading a table of the file along with it makes the connection look
 /// whether it knows that schema; a pragma alone does not.
 const SCHEMA: &str = "SELECT schema_version, (SELECT COUNT(*) FROM sqlite_master WHERE 0) FROM pragma_schema_version";
-
-/// SQLite's pauses up to here are 1, 2, 5, 10 and 15 ms.
-const IMPATIENT: Duration = Duration::from_millis(33);
 
 const MARK_ROW: [&str; 2] = [
     "CREATE TEMP TABLE IF NOT EXISTS steadfast_last_row (id INTEGER PRIMARY KEY)",
