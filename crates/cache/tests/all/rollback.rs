@@ -345,6 +345,8 @@ async fn k16_a_relay_that_died_before_its_commit_costs_what_it_delivered_and_no_
     is_filled(&first).await;
     let epoch = first.status().redis.unwrap().epoch;
     drop(first);
+    // A look that is under way would see what comes as a rollback.
+    eventually("the first is gone", || nobody_asks(&redis)).await;
     // As it was before the commit: the same row, and one that came later.
     let mut tx = database.begin().await.unwrap();
     for sql in [
@@ -360,6 +362,13 @@ async fn k16_a_relay_that_died_before_its_commit_costs_what_it_delivered_and_no_
     let answer = get(&second, "a", "user", &loader).await.unwrap();
     assert_eq!((answer.source, loader.loads()), (Source::Redis, 1));
     assert_eq!(second.status().redis.unwrap().epoch, epoch);
+}
+
+/// Whether no process has a connection to Redis any more.
+async fn nobody_asks(redis: &Redis) -> bool {
+    let clients = redis.command(&["CLIENT", "LIST"]).await.unwrap();
+    let clients: String = redis::from_redis_value(clients).unwrap();
+    clients.lines().all(|line| line.contains("cmd=client|list"))
 }
 
 async fn leave_the_tables(database: &Database, redis: &Redis) {
