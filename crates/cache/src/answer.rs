@@ -34,6 +34,8 @@ pub struct Answer<V> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+// Together with the reason as wide as a word, which is how they are copied.
+#[repr(u32)]
 pub enum Source {
     /// This process's memory.
     Memory,
@@ -49,6 +51,7 @@ pub enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
+#[repr(u32)]
 pub enum StaleReason {
     /// The load took longer than the soft limit and goes on.
     Slow,

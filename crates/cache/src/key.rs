@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -112,10 +113,36 @@ impl<'k> KeyName<'k> {
         self.written_behind(prefix)
     }
 
-    fn written_behind(self, prefix: &[u8]) -> Self {
+    /// Reads the name as the cache knows it: behind the prefix, and not longer than it may be. It
+    /// is written, where it has to be, into room of the caller's, and moved nowhere.
+    #[inline(always)]
+    pub(crate) fn read_behind<R>(self, prefix: &[u8], read: impl FnOnce(&[u8]) -> R) -> R {
+        // What is lent is not to be dropped, which the compiler does not see.
+        let own = ManuallyDrop::new(self);
+        let (mut room, long);
+        let length = prefix.len() + own.len();
+        let name = if prefix.is_empty() && is_short(&own) {
+            &**own
+        } else if length <= ROOM {
+            room = [0; ROOM];
+            room[..prefix.len()].copy_from_slice(prefix);
+            room[prefix.len()..length].copy_from_slice(&own);
+            &room[..length]
+        } else {
+            long = own.written_behind(prefix).bounded();
+            &long
+        };
+        let read = read(name);
+        if !matches!(own.0, Bytewise::Lent(_)) {
+            drop(ManuallyDrop::into_inner(own));
+        }
+        read
+    }
+
+    fn written_behind(&self, prefix: &[u8]) -> Self {
         let mut bytes = SmallVec::with_capacity(prefix.len() + self.len());
         bytes.extend_from_slice(prefix);
-        bytes.extend_from_slice(&self);
+        bytes.extend_from_slice(self);
         Self(Bytewise::Written(bytes))
     }
 }
@@ -211,23 +238,30 @@ macro_rules! texts_are_keys {
     )*};
 }
 
-macro_rules! displayed_are_keys {
+macro_rules! numbers_are_keys {
     ($($of:ty),*) => {$(
-        /// In decimal, or as it is displayed.
+        /// In decimal.
         impl Key for $of {
             fn name(&self) -> KeyName<'_> {
-                KeyName::written(format_args!("{self}"))
+                let digits = SmallVec::from_slice(itoa::Buffer::new().format(*self).as_bytes());
+                KeyName(Bytewise::Written(digits))
             }
         }
     )*};
 }
 
+/// As it is displayed.
+impl Key for sqlx::types::Uuid {
+    fn name(&self) -> KeyName<'_> {
+        KeyName::written(format_args!("{self}"))
+    }
+}
+
 bytes_are_keys!([u8], Vec<u8>, Box<[u8]>, Arc<[u8]>, Bytes, Cow<'_, [u8]>);
 texts_are_keys!(str, String, Box<str>, Arc<str>, Cow<'_, str>);
-displayed_are_keys!(
+numbers_are_keys!(
     i8, i16, i32, i64, i128, isize, u8, u16, u32, u64, u128, usize
 );
-displayed_are_keys!(sqlx::types::Uuid);
 
 impl<const N: usize> Key for [u8; N] {
     fn name(&self) -> KeyName<'_> {
@@ -255,11 +289,36 @@ mod tests {
         assert_eq!(bounded(&forged).len(), SHORTENED);
     }
 
+    /// By whoever glances as by whoever looks longer, or memory would not be found again.
+    #[test]
+    fn k1_a_name_is_the_same_wherever_it_is_put_together() {
+        let long = "x".repeat(2000);
+        let forged = [&[b'f'; BEGINNING][..], &[0], &[b'a'; 64]].concat();
+        let of = |length| long[..length].as_bytes();
+        let keys = [0, 1, 30, ROOM, ROOM + 1, 500, LONGEST, LONGEST + 1].map(of);
+        for key in keys.into_iter().chain([&*forged]) {
+            for prefix in ["", "user:", &long[..ROOM], &long[..600]].map(str::as_bytes) {
+                let written = || {
+                    let mut bytes = Bytes40::default();
+                    bytes.0.extend_from_slice(key);
+                    KeyName(Bytewise::Written(bytes.0))
+                };
+                let expected = KeyName::lent(key).behind(prefix).bounded();
+                for name in [KeyName::lent(key), written()] {
+                    let seen = name.read_behind(prefix, <[u8]>::to_vec);
+                    assert_eq!(seen, &*expected, "{} {}", key.len(), prefix.len());
+                }
+            }
+        }
+    }
+
     #[test]
     fn k1_a_key_is_its_bytes_whatever_type_it_has() {
         assert_eq!(&*"7".name(), &*7u64.name());
         assert_eq!(&*String::from("a").name(), &*b"a".name());
         assert_eq!(&*(-1i64).name().behind(b"n:"), b"n:-1");
+        let least = i128::MIN.to_string();
+        assert_eq!(&*i128::MIN.name(), least.as_bytes());
         let long = "x".repeat(100);
         assert_eq!(&*KeyName::written(format_args!("{long}")), long.as_bytes());
         assert_eq!(

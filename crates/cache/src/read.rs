@@ -3,6 +3,7 @@
 pub(crate) mod batch;
 pub(crate) mod database;
 pub(crate) mod ending;
+pub(crate) mod glancing;
 pub(crate) mod keep;
 pub(crate) mod load;
 pub(crate) mod own_look;

@@ -443,7 +443,10 @@ mod tests {
             };
             let outcome = follower.look(|progress| progress.outcome.clone());
             let entry = outcome.unwrap().unwrap().entry;
-            assert_eq!(entry.value::<String>().unwrap().as_deref(), Some("there"));
+            assert_eq!(
+                entry.value::<String>().unwrap().map(String::as_str),
+                Some("there")
+            );
         }
         let after = users.get_many(&["a"], load).await;
         let after = after.into_iter().next().unwrap().unwrap();

@@ -64,47 +64,46 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     {
         let cache = self.core();
         let world = (&cache.generations, &*cache.coherence);
-        let boarding =
-            cache
-                .flights
-                .look_or_board(now.into(), name, self.cargo(), &job.tags, world);
-        let (leader, follower, load) = match boarding {
+        let (cargo, tags) = (self.cargo(), &job.tags);
+        let flights = &cache.flights;
+        let (leader, follower) = match flights.look_or_board(now.into(), name, cargo, tags, world) {
             Join::Joined(follower) => return Boarded::Waiting(follower, None),
             Join::Leader(leader, follower) => {
                 job.carry_tags_of(&leader);
-                (leader, follower, load)
+                cache.under_way.spawn(load::lead(leader, *job, load, began));
+                return Boarded::Waiting(follower, None);
             }
-            Join::Looking(leader, follower) => {
-                let named = job.tags.len();
-                let look = OwnLook::new(self, name, &job, load);
-                let found = load::look_first(cache, &leader, &mut job, now).await;
-                let load = look.over();
-                if let Some((loaded, judged)) = found {
-                    return Boarded::Answered(loaded, judged);
-                }
-                let Some(load) = load else {
-                    return Boarded::Waiting(follower, None);
-                };
-                let left = job.first_look.left();
-                if clock() > began + job.ttl.hard_limit / 2 {
-                    // Nobody has looked at the answer for a long time. A load gets its time all
-                    // the same; the reader waits no longer than it would have.
-                    job.first_look = FirstLook::None;
-                    began = clock();
-                }
-                match leader.after_look(&job.tags[..named], &cache.generations) {
-                    AfterLook::Lead => (leader, follower, load),
-                    AfterLook::Joined(other) => {
-                        if let Some(left) = left {
-                            other.flight().hurry(clock() + left);
-                        }
-                        return Boarded::Waiting(other, leader.fallback());
-                    }
-                }
-            }
+            Join::Looking(leader, follower) => (leader, follower),
         };
-        cache.under_way.spawn(load::lead(leader, *job, load, began));
-        Boarded::Waiting(follower, None)
+        let named = job.tags.len();
+        let look = OwnLook::new(self, name, &job, load);
+        let found = load::look_first(cache, &leader, &mut job, now).await;
+        let load = look.over();
+        if let Some((loaded, judged)) = found {
+            return Boarded::Answered(loaded, judged);
+        }
+        let Some(load) = load else {
+            return Boarded::Waiting(follower, None);
+        };
+        let left = job.first_look.left();
+        if clock() > began + job.ttl.hard_limit / 2 {
+            // Nobody has looked at the answer for a long time. A load gets its time all the same;
+            // the reader waits no longer than it would have.
+            job.first_look = FirstLook::None;
+            began = clock();
+        }
+        match leader.after_look(&job.tags[..named], &cache.generations) {
+            AfterLook::Lead => {
+                cache.under_way.spawn(load::lead(leader, *job, load, began));
+                Boarded::Waiting(follower, None)
+            }
+            AfterLook::Joined(other) => {
+                if let Some(left) = left {
+                    other.flight().hurry(clock() + left);
+                }
+                Boarded::Waiting(other, leader.fallback())
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::database::{Asking, Permission};
 use super::ending::{Ending, conclude, wait};
+use super::glancing::glancing;
 use super::load::{self, Job};
 use super::own_look::Boarded;
 use super::view::{Glance, View};
@@ -36,19 +37,23 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// # Errors
     /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to
     /// load one.
-    pub async fn get<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
+    pub fn get<K, L, F>(
+        &self,
+        key: K,
+        load: L,
+    ) -> impl Future<Output = Result<Answer<V>, CacheError>>
     where
         K: Key,
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        let nothing_held = match self.glance(&key, &self.name(&key), &[]) {
-            Glance::Answer(answer) => return Ok(answer),
-            Glance::Something => false,
-            Glance::Nothing => true,
-        };
-        // In a box, so that the future of a hit, which nearly all of them are, is small.
-        Box::pin(self.read(key).get_otherwise(load, clock(), nothing_held)).await
+        glancing(
+            (self, key, load),
+            |(view, key, _)| view.glance(key, &[]),
+            |(view, key, load), nothing_held| {
+                view.read(key).get_otherwise(load, clock(), nothing_held)
+            },
+        )
     }
 
     /// The long form of [`get`](Self::get), with more tags, a default, or past the cache.
@@ -72,11 +77,11 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// # Ok(()) }
     /// ```
     pub async fn peek<K: Key>(&self, key: K) -> Option<Answer<V>> {
-        let name = self.name(&key);
-        if let Glance::Answer(answer) = self.glance(&key, &name, &[]) {
-            return Some(answer);
+        if let Glance::Hit(hit) = self.glance(&key, &[]) {
+            return Some(hit.into());
         }
         take_a_turn().await;
+        let name = self.name(&key);
         let (ttl, now) = (self.ttl(), Monotonic::now());
         let held = self
             .held::<&[u8]>(&key, &name, &[])
@@ -85,7 +90,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             .as_ref()
             .filter(|entry| self.is_fresh(entry, &ttl, now))
         {
-            return self.hit(entry, entry.age(now));
+            return self.hit(entry, entry.age(now)).map(Answer::from);
         }
         if !is_in_runtime() {
             return None;
@@ -190,18 +195,16 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     ///
     /// # Errors
     /// As [`View::get`]; none with a default.
-    pub async fn get<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    pub fn get<L, F>(self, load: L) -> impl Future<Output = Result<Answer<V>, CacheError>>
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        let (view, key) = (self.view, &self.key);
-        let nothing_held = match view.glance(key, &view.name(key), &self.tags) {
-            Glance::Answer(answer) => return Ok(answer),
-            Glance::Something => false,
-            Glance::Nothing => true,
-        };
-        Box::pin(self.get_otherwise(load, clock(), nothing_held)).await
+        glancing(
+            (self, load),
+            |(read, _)| read.view.glance(&read.key, &read.tags),
+            |(read, load), nothing_held| read.get_otherwise(load, clock(), nothing_held),
+        )
     }
 
     /// Passes the cache by: loads under the guard, for this caller alone, and stores nothing.
@@ -250,43 +253,49 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
 
     /// Answers a read that `began` with a glance, which may have found that memory holds nothing:
     /// then it is not looked at again, unless others have had a turn since.
-    async fn get_otherwise<L, F>(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function keeps its arguments twice"
+    )]
+    fn get_otherwise<L, F>(
         self,
         load: L,
         began: Instant,
         nothing_held: bool,
-    ) -> Result<Answer<V>, CacheError>
+    ) -> impl Future<Output = Result<Answer<V>, CacheError>>
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
-        let (now, nothing_held) = match take_a_turn().await {
-            true => (clock(), false),
-            false => (began, nothing_held),
-        };
-        let (view, name) = (self.view, self.view.name(&self.key));
-        // What is not needed while the reader looks at Redis is gone by then: so the future is
-        // small.
-        let (job, load) = match self.begin(&name, load, now, nothing_held) {
-            Begun::Look(job, load) => (job, load),
-            Begun::Answered(answer) => return Ok(answer),
-            Begun::Ended(ending) => return conclude(view, ending, self.default),
-            Begun::Waiting(follower, held, parent) => {
-                let waiting = wait_as_now(view, follower, held, began, parent);
-                return conclude(view, Box::pin(waiting).await, self.default);
-            }
-        };
-        let (follower, found) = match view.look_or_board(&name, job, load, (began, now)).await {
-            Boarded::Waiting(follower, found) => (follower, found),
-            Boarded::Answered(loaded, now) => {
-                let answer = view.answer_at(now, &loaded, None);
-                // Whoever looks brings the view's own type.
-                let none = || conclude(view, Err(CacheError::Abandoned), self.default);
-                return answer.map_or_else(none, Ok);
-            }
-        };
-        let waiting = wait_as_now(view, follower, found, began, None);
-        conclude(view, Box::pin(waiting).await, self.default)
+        async move {
+            let (now, nothing_held) = match take_a_turn().await {
+                true => (clock(), false),
+                false => (began, nothing_held),
+            };
+            let (view, name) = (self.view, self.view.name(&self.key));
+            // What is not needed while the reader looks at Redis is gone by then: so the future is
+            // small.
+            let (job, load) = match self.begin(&name, load, now, nothing_held) {
+                Begun::Look(job, load) => (job, load),
+                Begun::Answered(answer) => return Ok(answer),
+                Begun::Ended(ending) => return conclude(view, ending, self.default),
+                Begun::Waiting(follower, held, parent) => {
+                    let waiting = wait_as_now(view, follower, held, began, parent);
+                    return conclude(view, Box::pin(waiting).await, self.default);
+                }
+            };
+            let (follower, found) = match view.look_or_board(&name, job, load, (began, now)).await {
+                Boarded::Waiting(follower, found) => (follower, found),
+                Boarded::Answered(loaded, now) => {
+                    let answer = view.answer_at(now, &loaded, None);
+                    // Whoever looks brings the view's own type.
+                    let none = || conclude(view, Err(CacheError::Abandoned), self.default);
+                    return answer.map_or_else(none, Ok);
+                }
+            };
+            let waiting = wait_as_now(view, follower, found, began, None);
+            conclude(view, Box::pin(waiting).await, self.default)
+        }
     }
 
     /// Looks at what memory holds, and finds the way on.
@@ -316,7 +325,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         // In a box: what a hit in Redis holds while it waits is small then.
         let mut job = Box::new(Job::new(view, ttl, tags, entry.clone()));
         if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
-            && let Some(answer) = view.hit(&entry, entry.age(now))
+            && let Some(answer) = view.hit(&entry, entry.age(now)).map(Answer::from)
         {
             if wants_refresh(view, &ttl, &entry, answer.age)
                 && !view.has_just_failed(name, &ttl, now)
@@ -435,6 +444,11 @@ mod tests {
             .unwrap();
         let load = || async { Ok(None) };
         let bytes = size_of_val(&users.read(7).get_otherwise(load, clock(), true));
-        assert!(bytes <= 2048, "{bytes}");
+        assert!(bytes <= 1024, "{bytes}");
+        let bytes = size_of_val(&users.get("7", load));
+        assert!(
+            bytes <= 40,
+            "{bytes}: nearly all of them find their value in memory"
+        );
     }
 }

@@ -319,16 +319,40 @@ impl<V> View<V> {
     }
 }
 
-/// What a hit takes with it from where a lock is held.
-enum Seen<V> {
-    Answer(Option<Answer<V>>),
+/// A fresh value out of memory. It becomes an answer where that is handed to the caller: whatever
+/// is written twice is waited for.
+pub(crate) struct Hit<V> {
+    value: Option<V>,
+    age: NanoSpan,
+    fresh_for: NanoSpan,
+}
+
+impl<V> From<Hit<V>> for Answer<V> {
+    #[inline]
+    fn from(hit: Hit<V>) -> Self {
+        Self {
+            value: hit.value,
+            source: Source::Memory,
+            age: hit.age.into(),
+            fresh_for: hit.fresh_for.into(),
+            stale: None,
+        }
+    }
+}
+
+/// What was seen where a lock is held.
+enum Seen {
+    /// A value that was taken along, its age, and the age up to which it is fresh.
+    Taken(NanoSpan, NanoSpan),
     /// With its age, for what may run code that others have written.
     Entry(Arc<Entry>, NanoSpan),
+    /// What does not answer at a glance.
+    Something,
 }
 
 /// The outcome of a glance into memory.
 pub(super) enum Glance<V> {
-    Answer(Answer<V>),
+    Hit(Hit<V>),
     /// There is something, which does not answer at a glance.
     Something,
     /// Nothing that could be served.
@@ -348,43 +372,54 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from
     /// its end. Whatever else there is to say of the key is left to a longer look.
     #[inline(always)]
-    pub(super) fn glance(
-        &self,
-        key: &impl Key,
-        name: &KeyName<'_>,
-        tags: &[Cow<'_, [u8]>],
-    ) -> Glance<V> {
+    pub(super) fn glance(&self, key: &impl Key, tags: &[Cow<'_, [u8]>]) -> Glance<V> {
+        key.name()
+            .read_behind(&self.made.prefix, |name| self.glance_at(key, name, tags))
+    }
+
+    #[inline(always)]
+    fn glance_at(&self, key: &impl Key, name: &[u8], tags: &[Cow<'_, [u8]>]) -> Glance<V> {
         let cache = self.core();
+        // Written here once and for all: what goes from hand to hand is copied each time.
+        let mut value = None;
         let seen = cache.memory.ask(name, tags, &cache.generations, |entry| {
             // Not before the look-up: if it is a look at the clock it waits for what was asked of
             // memory, and what comes behind it is not begun meanwhile.
             let now = at_latest();
             let age = entry.age(now);
-            Some(
-                if !entry.is_certain_at(age) || !cache.is_current(entry, now) {
-                    Seen::Answer(None)
-                } else if entry.view() == self.made.number && is_plain::<V>() {
-                    Seen::Answer(self.hit(entry, age))
-                } else {
-                    Seen::Entry(Arc::clone(entry), age)
-                },
-            )
-        });
-        let answer = match seen {
-            None => return Glance::Nothing,
-            Some(Seen::Answer(answer)) => answer,
-            Some(Seen::Entry(entry, age)) => {
-                let good = entry.view() == self.made.number || self.accepts(key, name, &entry, age);
-                if good { self.hit(&entry, age) } else { None }
+            if !entry.is_certain_at(age) || !cache.is_current(entry, now) {
+                return Some(Seen::Something);
             }
-        };
-        answer.map_or(Glance::Something, Glance::Answer)
+            if entry.view() != self.made.number || !is_plain::<V>() {
+                return Some(Seen::Entry(Arc::clone(entry), age));
+            }
+            let Some(held) = entry.value::<V>() else {
+                return Some(Seen::Something);
+            };
+            value = held.cloned();
+            self.count_hit(entry);
+            Some(Seen::Taken(age, entry.fresh()))
+        });
+        match seen {
+            Some(Seen::Taken(age, fresh_for)) => Glance::Hit(Hit {
+                value,
+                age,
+                fresh_for,
+            }),
+            Some(Seen::Entry(entry, age)) => {
+                let good = entry.view() == self.made.number || self.accepts(key, &entry, age);
+                let hit = if good { self.hit(&entry, age) } else { None };
+                hit.map_or(Glance::Something, Glance::Hit)
+            }
+            Some(Seen::Something) => Glance::Something,
+            None => Glance::Nothing,
+        }
     }
 
     /// Whether what another view has stored answers this one, at this age.
     #[cold]
-    fn accepts(&self, key: &impl Key, name: &KeyName<'_>, entry: &Entry, age: NanoSpan) -> bool {
-        self.can_read(key, name, entry)
+    fn accepts(&self, key: &impl Key, entry: &Entry, age: NanoSpan) -> bool {
+        self.can_read(key, &self.name(key), entry)
             && self.life_of(entry, &self.ttl()).judge(age.into()) == Freshness::Fresh
     }
 
@@ -404,7 +439,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         if entry.view() == made.number || is_of_our_class {
             return life;
         }
-        let absent = entry.value::<V>().is_none_or(Option::is_none);
+        let absent = entry.value::<V>().is_none_or(|value| value.is_none());
         self.stored_life(ttl, life, absent)
     }
 
@@ -471,13 +506,22 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         }
     }
 
-    /// Answers from memory and counts it.
+    /// Takes the value from memory, and counts that.
     #[inline(always)]
-    pub(crate) fn hit(&self, entry: &Entry, age: NanoSpan) -> Option<Answer<V>> {
+    pub(crate) fn hit(&self, entry: &Entry, age: NanoSpan) -> Option<Hit<V>> {
         let value = entry.value::<V>()?;
+        self.count_hit(entry);
+        Some(Hit {
+            value: value.cloned(),
+            age,
+            fresh_for: entry.fresh(),
+        })
+    }
+
+    #[inline]
+    fn count_hit(&self, entry: &Entry) {
         entry.count_hit();
         self.core().stats.hit();
-        Some(entry.answer(value, Source::Memory, None, age.into()))
     }
 }
 

@@ -2,24 +2,24 @@
 
 use std::any::{Any, TypeId};
 use std::ops::Deref;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
-use super::generation::{Generations, Snapshot, TagStripes};
+use super::generation::{Generations, Snapshot, Stripe, TagStripes};
 use crate::answer::{Answer, Source, StaleReason};
 use crate::freshness::Life;
 use crate::monotonic::{Monotonic, NanoSpan};
 
 /// A value with all that decides whether it may be served. What a hit reads comes first, in the
-/// order in which it does.
+/// order in which it does, and is kept small: it is to lie in few lines of the processor's cache.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Entry {
-    pub(super) key: SmallVec<[u8; SHORT_KEY]>,
+    key: KeyBytes,
     pub(super) published: AtomicBool,
     /// Reads since it was last asked for them, up to [`MOST_VISITS`]: what is read stays.
     visits: AtomicU8,
@@ -27,13 +27,13 @@ pub(crate) struct Entry {
     own: bool,
     /// Answers given from here: what is hot is refreshed first.
     hits: AtomicU32,
-    /// The number of the view that stored it.
-    view: u64,
-    pub(super) tags: TagStripes,
+    tags: Tags,
     pub(crate) loaded_at: Monotonic,
     /// The age up to which it is fresh and need not be refreshed early.
     certain: NanoSpan,
     proof_epoch: u64,
+    /// The number of the view that stored it.
+    view: u64,
     fresh: NanoSpan,
     value: Value,
     keep: NanoSpan,
@@ -45,11 +45,27 @@ pub(crate) struct Entry {
     tag_names: TagNames,
 }
 
+/// A key that lies in the entry if it is short, and beside it if it is long.
+#[derive(Debug)]
+enum KeyBytes {
+    Short(u8, [u8; SHORT_KEY]),
+    Long(Box<[u8]>),
+}
+
+/// The counters of tags. Most values have one tag, or none.
+#[derive(Debug)]
+enum Tags {
+    None,
+    One(Stripe),
+    Many(Box<TagStripes>),
+}
+
 /// A value whose type is not known here. One place in memory more is spared for bytes, which most
 /// values are where many are read.
 #[derive(Debug)]
 enum Value {
-    Bytes(Option<Bytes>),
+    Bytes(Bytes),
+    /// An `Option` of the type.
     Other(Box<dyn Any + Send + Sync>),
 }
 
@@ -107,16 +123,16 @@ impl Entry {
         let named: usize = tag_names.iter().map(|name| name.len() + TAG_OVERHEAD).sum();
         let weight = bytes + key.len() + named + OVERHEAD;
         Arc::new(Entry {
-            key: SmallVec::from_slice(key),
+            key: KeyBytes::new(key),
             published: AtomicBool::new(false),
             visits: AtomicU8::new(0),
             own: times.life.own,
             hits: AtomicU32::new(0),
-            view: label.view,
-            tags: snapshot.tags.clone(),
+            tags: Tags::new(&snapshot.tags),
             loaded_at: times.loaded_at,
             certain: certain.into(),
             proof_epoch: snapshot.proof_epoch,
+            view: label.view,
             fresh: times.life.fresh.into(),
             value: Value::new(value),
             keep: times.life.keep.into(),
@@ -128,13 +144,31 @@ impl Entry {
         })
     }
 
+    #[inline]
+    pub(super) fn key(&self) -> &[u8] {
+        match &self.key {
+            KeyBytes::Short(length, bytes) => bytes.get(..usize::from(*length)).unwrap_or(bytes),
+            KeyBytes::Long(bytes) => bytes,
+        }
+    }
+
     /// The value, or its known absence; `None` if it is of another type.
     #[inline]
-    pub(crate) fn value<V: 'static>(&self) -> Option<&Option<V>> {
+    pub(crate) fn value<V: 'static>(&self) -> Option<Option<&V>> {
         // One after the other: where the type is known the question is answered by the compiler.
         match &self.value {
-            Value::Bytes(bytes) => (bytes as &dyn Any).downcast_ref(),
-            Value::Other(value) => value.downcast_ref(),
+            Value::Bytes(bytes) => (bytes as &dyn Any).downcast_ref().map(Some),
+            Value::Other(value) => value.downcast_ref().map(Option::as_ref),
+        }
+    }
+
+    /// The counters of its tags.
+    #[inline]
+    pub(super) fn tags(&self) -> &[Stripe] {
+        match &self.tags {
+            Tags::None => &[],
+            Tags::One(tag) => slice::from_ref(tag),
+            Tags::Many(tags) => tags,
         }
     }
 
@@ -156,7 +190,7 @@ impl Entry {
     }
 
     pub(crate) fn carries<T: AsRef<[u8]>>(&self, tags: &[T], generations: &Generations) -> bool {
-        generations.cover(&self.tags, tags)
+        generations.cover(self.tags(), tags)
     }
 
     #[inline]
@@ -175,6 +209,12 @@ impl Entry {
         self.proof_epoch
     }
 
+    /// The age up to which it is fresh.
+    #[inline]
+    pub(crate) fn fresh(&self) -> NanoSpan {
+        self.fresh
+    }
+
     #[inline]
     pub(crate) fn life(&self) -> Life {
         Life {
@@ -190,7 +230,7 @@ impl Entry {
 
     /// Whether none of its tags has been invalidated since it was loaded.
     pub(crate) fn tags_are_current(&self, generations: &Generations) -> bool {
-        generations.tags_are_current(&self.tags)
+        generations.tags_are_current(self.tags())
     }
 
     /// Counts, and may lose some of what several threads count at a time.
@@ -227,13 +267,13 @@ impl Entry {
     #[inline(always)]
     pub(crate) fn answer<V: Clone>(
         &self,
-        value: &Option<V>,
+        value: Option<&V>,
         source: Source,
         stale: Option<StaleReason>,
         age: Duration,
     ) -> Answer<V> {
         Answer {
-            value: value.clone(),
+            value: value.cloned(),
             source,
             age,
             fresh_for: self.life().fresh,
@@ -242,11 +282,37 @@ impl Entry {
     }
 }
 
+impl KeyBytes {
+    fn new(key: &[u8]) -> Self {
+        let mut bytes = [0; SHORT_KEY];
+        match bytes.get_mut(..key.len()) {
+            Some(room) => {
+                room.copy_from_slice(key);
+                Self::Short(key.len() as u8, bytes)
+            }
+            None => Self::Long(key.into()),
+        }
+    }
+}
+
+impl Tags {
+    fn new(stripes: &TagStripes) -> Self {
+        match stripes.as_slice() {
+            [] => Self::None,
+            [tag] => Self::One(*tag),
+            _ => Self::Many(Box::new(stripes.clone())),
+        }
+    }
+}
+
 impl Value {
     fn new<V: Send + Sync + 'static>(value: Option<V>) -> Self {
         let mut value = Some(value);
         match (&mut value as &mut dyn Any).downcast_mut::<Option<Option<Bytes>>>() {
-            Some(bytes) => Self::Bytes(bytes.take().flatten()),
+            Some(bytes) => match bytes.take().flatten() {
+                Some(bytes) => Self::Bytes(bytes),
+                None => Self::Other(Box::new(None::<Bytes>)),
+            },
             None => Self::Other(Box::new(value.flatten())),
         }
     }
@@ -270,7 +336,12 @@ pub(crate) fn is_plain<V: 'static>() -> bool {
 const MOST_VISITS: u8 = 3;
 
 /// A key of this many bytes or fewer lies in the entry, a longer one beside it.
-const SHORT_KEY: usize = 24;
+const SHORT_KEY: usize = 22;
+
+const _: () = assert!(
+    size_of::<Entry>() <= 168,
+    "few lines of the processor's cache"
+);
 
 /// Bytes that the entry, its slot and its place in the queues take beside key and value, roughly.
 pub(super) const OVERHEAD: usize = 320;

@@ -71,7 +71,7 @@ impl Memory {
         shard.ask(hash, key, |entry| {
             let valid = entry.published.load(Ordering::SeqCst)
                 && entry.tags_are_current(generations)
-                && generations.cover(&entry.tags, tags);
+                && generations.cover(entry.tags(), tags);
             if valid { ask(entry) } else { None }
         })
     }
@@ -87,14 +87,14 @@ impl Memory {
         if !generations.is_current(snapshot) {
             return false;
         }
-        let (shard, hash) = self.shard(&entry.key);
+        let (shard, hash) = self.shard(entry.key());
         let (is_held, removed) = shard.insert(hash, entry);
         drop(removed);
         let current = generations.is_current(snapshot);
         if current {
             entry.published.store(true, Ordering::SeqCst);
         } else {
-            drop(shard.remove_if(hash, &entry.key, |there| Arc::ptr_eq(there, entry)));
+            drop(shard.remove_if(hash, entry.key(), |there| Arc::ptr_eq(there, entry)));
         }
         is_held && current
     }

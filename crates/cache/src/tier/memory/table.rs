@@ -123,7 +123,7 @@ impl Shard {
         let mut removed = Removed::new();
         let mut queues = self.writers.0.lock();
         let table = self.table();
-        let there = table.and_then(|table| Some((table, table.find(hash, &entry.key)?)));
+        let there = table.and_then(|table| Some((table, table.find(hash, entry.key())?)));
         let is_too_heavy = u64::from(entry.weight) > queues.capacity();
         if let Some((table, found)) = there {
             if let Some(previous) = found.entry() {
@@ -317,7 +317,7 @@ impl Table {
             let seen = line.marks[lane].load(Ordering::Acquire);
             if seen == mark {
                 let line = line.entries.read();
-                if line[lane].as_ref().is_some_and(|entry| *entry.key == *key) {
+                if line[lane].as_ref().is_some_and(|entry| entry.key() == key) {
                     return Some(Found { at, line });
                 }
             }

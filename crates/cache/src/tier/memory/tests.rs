@@ -49,7 +49,7 @@ fn make<V: Send + Sync + 'static>(
 }
 
 fn number(entry: &Entry) -> u32 {
-    entry.value::<u32>().unwrap().unwrap()
+    *entry.value::<u32>().unwrap().unwrap()
 }
 
 #[test]
@@ -98,6 +98,32 @@ fn k11_a_tag_takes_its_entries_out() {
     assert!(memory.get(key, NONE, &generations).is_some());
     generations.bump_tag(b"tag");
     assert!(memory.get(key, NONE, &generations).is_none());
+}
+
+#[test]
+fn k11_each_of_its_tags_takes_an_entry_out_however_many_it_has() {
+    let names = ["first", "second", "third", "fourth"];
+    for count in 0..=names.len() {
+        let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
+        let (carried, others) = names.split_at(count);
+        let store = || {
+            let snapshot = generations.snapshot(b"k", carried);
+            assert!(memory.insert(&make(b"k", 1, &snapshot, 4), &snapshot, &generations));
+        };
+        let is_there = |tags: &[&str]| memory.get(b"k", tags, &generations).is_some();
+        store();
+        assert!(is_there(NONE) && is_there(carried));
+        for tag in others {
+            assert!(!is_there(&[tag]));
+            generations.bump_tag(tag.as_bytes());
+            assert!(is_there(NONE), "it does not carry {tag}");
+        }
+        for tag in carried {
+            store();
+            generations.bump_tag(tag.as_bytes());
+            assert!(!is_there(NONE), "{tag} of {count}");
+        }
+    }
 }
 
 #[test]
@@ -242,7 +268,7 @@ fn a_value_may_use_the_cache_when_it_is_copied_and_when_it_ends() {
     let looked = || looks.swap(0, Ordering::SeqCst);
     store(b"k");
     let entry = memory.get(b"k", NONE, &generations).unwrap();
-    let copy = entry.value::<Nosy>().unwrap().clone();
+    let copy = entry.value::<Nosy>().unwrap().cloned();
     drop(entry);
     assert!(copy.is_some() && looked() == 1, "copied");
     store(b"k");

@@ -91,38 +91,54 @@ impl RedisTier {
     /// Asks for a value. If Redis turns out to be another than was believed, once more. A value
     /// that lacks one of the tags is none. `carries` is told of the tags that it has beside them,
     /// before their tokens are asked for, and may refuse the value.
-    pub(crate) async fn look(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function keeps its arguments twice"
+    )]
+    pub(crate) fn look(
         self: &Arc<Self>,
         wanted: &Wanted<'_>,
         allowance: &mut RedisAllowance,
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
-    ) -> RedisResult<Lookup> {
-        let epoch_view = self.epoch_view(allowance).await?;
-        match self.look_once(wanted, epoch_view, allowance, carries).await {
-            Err(RedisFailure::Replaced) => {
-                let epoch_view = self.epoch_view(allowance).await?;
-                Box::pin(self.look_once(wanted, epoch_view, allowance, carries)).await
+    ) -> impl Future<Output = RedisResult<Lookup>> + Send {
+        async move {
+            let epoch_view = self.epoch_view(allowance).await?;
+            match self.look_once(wanted, epoch_view, allowance, carries).await {
+                Err(RedisFailure::Replaced) => {}
+                other => return other,
             }
-            other => other,
+            // In a box, as all that a read does not do for a hit among many: what it holds while it
+            // waits is small then.
+            let once_more = async {
+                let epoch_view = self.epoch_view(allowance).await?;
+                self.look_once(wanted, epoch_view, allowance, carries).await
+            };
+            Box::pin(once_more).await
         }
     }
 
-    pub(super) async fn look_once(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function keeps its arguments twice"
+    )]
+    pub(super) fn look_once(
         self: &Arc<Self>,
         wanted: &Wanted<'_>,
         epoch_view: EpochView,
         allowance: &mut RedisAllowance,
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
-    ) -> RedisResult<Lookup> {
-        let found = self.find(wanted, &epoch_view, allowance).await?;
-        match self.open(wanted, epoch_view, found) {
-            Ok((value, unnamed)) if unnamed.is_empty() => Ok(Lookup::Hit(value)),
-            // In a box, as all that a read does not do for a hit among many: what it holds while it
-            // waits is small then.
-            Ok((value, unnamed)) => {
-                Box::pin(self.look_at_tags(value, unnamed, allowance, carries)).await
-            }
-            Err(unfit) => Ok(Lookup::Miss(unfit)),
+    ) -> impl Future<Output = RedisResult<Lookup>> + Send {
+        async move {
+            let found = self.find(wanted, &epoch_view, allowance).await?;
+            let looking_on = match self.open(wanted, epoch_view, found) {
+                Ok((value, unnamed)) if unnamed.is_empty() => return Ok(Lookup::Hit(value)),
+                // In a box, as above.
+                Ok((value, unnamed)) => {
+                    Box::pin(self.look_at_tags(value, unnamed, allowance, carries))
+                }
+                Err(unfit) => return Ok(Lookup::Miss(unfit)),
+            };
+            looking_on.await
         }
     }
 
