@@ -294,7 +294,7 @@ mod tests {
     fn k1_a_name_is_the_same_wherever_it_is_put_together() {
         let long = "x".repeat(2000);
         let forged = [&[b'f'; BEGINNING][..], &[0], &[b'a'; 64]].concat();
-        let of = |length| long[..length].as_bytes();
+        let of = |length| &long.as_bytes()[..length];
         let keys = [0, 1, 30, ROOM, ROOM + 1, 500, LONGEST, LONGEST + 1].map(of);
         for key in keys.into_iter().chain([&*forged]) {
             for prefix in ["", "user:", &long[..ROOM], &long[..600]].map(str::as_bytes) {

@@ -96,7 +96,8 @@ pub(crate) fn take_over_tags(tags: &mut Vec<Vec<u8>>, there: Option<&Entry>) {
     add_at_most(tags, names.iter().map(Vec::as_slice));
 }
 
-fn add_at_most<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &'t [u8]>) {
+/// Adds those of what is there, of very many only the first.
+pub(super) fn add_at_most<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &'t [u8]>) {
     let named = tags.len();
     add_tags(tags, more);
     tags.truncate(named + TAKEN_OVER);

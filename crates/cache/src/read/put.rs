@@ -4,13 +4,20 @@
 //! is loading the key meanwhile may have read before the caller did, so their right to store is
 //! taken from them: in this process by the key's counter, in Redis with their lease.
 
-use super::load::add_tags;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::load::{add_at_most, add_tags};
 use super::view::View;
 use crate::clock::{clock, is_in_runtime};
+use crate::freshness::Life;
 use crate::key::Key;
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
-use crate::tier::redis::Fill;
+use crate::tier::generation::Snapshot;
+use crate::tier::redis::{Fill, InWindow, Predecessor, RedisTier, WarmWindow};
 
 /// The places that hold a value after [`View::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +35,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// away. Redis does not hold it if it cannot be reached, or if it is invalidated after Redis
     /// was asked; nor if this process hears of that before. Neither holds a value that is longer
     /// than one may be, cannot be written as it is or has no life, and an older one is removed. It
-    /// carries the tags of the view, and those of what memory held.
+    /// carries the tags of the view, and those of what it takes the place of in memory and Redis.
     ///
     /// Nobody is told: other processes that have an older value in memory keep it. What has
     /// *changed* is better [written](crate::Cache::write) or [expired](Self::expire). And a value
@@ -56,58 +63,178 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         cache.failures.forget(&name);
         let snapshot = cache.generations.snapshot(&name, &tags);
         let life = self.life(&ttl, Some(&value));
-        let bytes = match self.codec().encode(&value) {
-            Ok(_) if life.keep.is_zero() => None,
-            Ok(bytes) if bytes.len() > cache.value_max => {
-                cache.stats.not_stored.add(1);
-                None
-            }
-            Ok(bytes) => Some(bytes),
-            Err(problem) => {
-                self.cannot_keep(&name, &*problem);
-                None
-            }
-        };
-        let Some(bytes) = bytes else {
+        let Some(bytes) = self.encode_to_keep(&name, &value, life) else {
             cache.remove(&name).await;
             return Put {
                 memory: false,
                 redis: false,
             };
         };
-        let times = Times {
-            loaded_at: known_at.into(),
-            life,
-            cost: Default::default(),
-            early_refresh: ttl.early_refresh,
+        let mut putting = Putting {
+            view: self,
+            name: &name,
+            tags,
+            snapshot,
+            bytes,
+            known_at,
+            times: Times {
+                loaded_at: known_at.into(),
+                life,
+                cost: Duration::ZERO,
+                early_refresh: ttl.early_refresh,
+            },
         };
-        let (governed, label) = ((&snapshot, tags.clone().into()), self.label());
-        let entry = Entry::new(&name, Some(value), times, governed, label, bytes.len());
-        let memory = cache.memory.insert(&entry, &snapshot, &cache.generations);
-        let redis = match &cache.redis {
-            Some(redis) if is_in_runtime() && !cache.is_pending(Some(&name), &tags) => {
-                redis.outlast(life.keep);
-                let fill = Fill {
-                    payload: Some(&bytes),
-                    life,
-                    cost: Default::default(),
-                    type_version: label.version,
-                    loaded_at: known_at,
-                };
-                let still = || cache.generations.is_uninvalidated(&snapshot);
-                let put = redis.put(&name, &tags, fill, still).await;
-                put.unwrap_or_else(|trouble| {
-                    cache.pass_by_redis(&trouble);
-                    false
-                })
+        // At once: whoever reads the key from now on in this process finds it.
+        let first = putting.entry(Some(value));
+        let memory = putting.insert(&first);
+        putting.reach_redis(first, memory).await
+    }
+
+    /// Returns a value as Redis is to hold it; `None` if it cannot be kept.
+    fn encode_to_keep(&self, name: &[u8], value: &V, life: Life) -> Option<Bytes> {
+        match self.codec().encode(value) {
+            Ok(_) if life.keep.is_zero() => None,
+            Ok(bytes) if bytes.len() > self.core().value_max => {
+                self.core().stats.not_stored.add(1);
+                None
             }
-            _ => false,
+            Ok(bytes) => Some(bytes),
+            Err(problem) => {
+                self.cannot_keep(name, &*problem);
+                None
+            }
+        }
+    }
+}
+
+/// A value on its way into memory and Redis.
+struct Putting<'a, V> {
+    view: &'a View<V>,
+    name: &'a [u8],
+    /// The tags that it carries, and the counters of these and of its key.
+    tags: Vec<Vec<u8>>,
+    snapshot: Snapshot,
+    bytes: Bytes,
+    known_at: Instant,
+    times: Times,
+}
+
+impl<V: Clone + Send + Sync + 'static> Putting<'_, V> {
+    fn entry(&self, value: Option<V>) -> Arc<Entry> {
+        let governed = (&self.snapshot, self.tags.clone().into());
+        let (label, length) = (self.view.label(), self.bytes.len());
+        Entry::new(self.name, value, self.times, governed, label, length)
+    }
+
+    fn insert(&self, entry: &Arc<Entry>) -> bool {
+        let cache = self.view.core();
+        cache
+            .memory
+            .insert(entry, &self.snapshot, &cache.generations)
+    }
+
+    /// Puts it into Redis too, and into memory once more under the tags of what lies there.
+    /// `memory` says whether memory holds the `first` entry.
+    async fn reach_redis(&mut self, first: Arc<Entry>, memory: bool) -> Put {
+        let cache = self.view.core();
+        let mut put = Put {
+            memory,
+            redis: false,
         };
-        Put { memory, redis }
+        let taken = cache.take_place(self.name, &self.tags, &self.snapshot);
+        let Some((redis, mut window, there)) = taken.await else {
+            return put;
+        };
+        let known = self.tags.len();
+        self.inherit(&there);
+        let found = &self.tags[known..];
+        let waits = cache.is_pending(None, found);
+        let mut wider = first.clone();
+        if !found.is_empty() {
+            wider = self.entry(first.value::<V>().flatten().cloned());
+            put.memory = !waits && self.insert(&wider);
+            if !put.memory {
+                // It would outlive the invalidation of a tag that was found.
+                cache.take_back(self.name, &first);
+            }
+        }
+        // Redis knows nothing of another put by this process.
+        if waits || !cache.generations.is_uninvalidated(&self.snapshot) {
+            return put;
+        }
+        redis.outlast(self.times.life.keep);
+        match redis.fill_in_window(&mut window, &[self.fill()]).await {
+            Ok(filled) => put.redis = filled == 1,
+            Err(trouble) => {
+                cache.pass_by_redis(&trouble);
+                return put;
+            }
+        }
+        if !put.redis && !found.is_empty() {
+            // This process may have heard of it before it looked at their counters.
+            cache.take_back(self.name, &wider);
+            put.memory = false;
+        }
+        put
+    }
+
+    /// Takes over the tags of what lay there.
+    fn inherit(&mut self, there: &Predecessor) {
+        let (cache, known) = (self.view.core(), self.tags.len());
+        if !cache.sabotage.tags_stripped {
+            add_at_most(&mut self.tags, there.tags.iter().map(Vec::as_slice));
+        }
+        let found = cache.generations.tag_stripes(&self.tags[known..]);
+        self.snapshot = self.snapshot.with(&found);
+    }
+
+    fn fill(&self) -> InWindow<'_> {
+        InWindow {
+            key: self.name,
+            tags: &self.tags,
+            fill: Fill {
+                payload: Some(&self.bytes),
+                life: self.times.life,
+                cost: self.times.cost,
+                type_version: self.view.label().version,
+                loaded_at: self.known_at,
+            },
+            replaces: None,
+        }
     }
 }
 
 impl Inner {
+    /// Asks Redis for the place of a value that is as good as the snapshot is; `None` if Redis is
+    /// not to have it.
+    async fn take_place(
+        &self,
+        name: &[u8],
+        tags: &[Vec<u8>],
+        snapshot: &Snapshot,
+    ) -> Option<(&Arc<RedisTier>, WarmWindow, Predecessor)> {
+        let redis = self.redis.as_ref().filter(|_| is_in_runtime())?;
+        if self.is_pending(Some(name), tags) {
+            return None;
+        }
+        let still = || self.generations.is_uninvalidated(snapshot);
+        match redis.take_place(name, still).await {
+            Ok(taken) => taken.map(|(window, there)| (redis, window, there)),
+            Err(trouble) => {
+                self.pass_by_redis(&trouble);
+                None
+            }
+        }
+    }
+
+    /// Removes this entry from memory, if it is what lies there.
+    pub(super) fn take_back(&self, name: &[u8], entry: &Arc<Entry>) {
+        let there = self.memory.get::<&[u8]>(name, &[], &self.generations);
+        if there.is_some_and(|there| Arc::ptr_eq(&there, entry)) {
+            self.memory.remove(name);
+        }
+    }
+
     /// Removes a value from both tiers: a newer one is known that they cannot hold. From memory
     /// once more in the end, since a reader may have taken meanwhile what was still in Redis.
     pub(super) async fn remove(&self, name: &[u8]) {

@@ -3,23 +3,24 @@
 //! Warming cannot take leases, because it learns the keys only with their values; Redis's log of
 //! what was invalidated lately tells which of them were overtaken.
 
+use std::collections::HashMap;
 use std::future::pending;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::database::{Asking, Permission};
-use super::load::add_tags;
+use super::load::{add_at_most, add_tags};
 use super::view::View;
 use crate::clock::{clock, is_in_runtime};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::freshness::Life;
 use crate::guard::Urgency;
 use crate::key::Key;
-use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
-use crate::tier::redis::{Fill, WarmWindow};
+use crate::tier::generation::WholeSnapshot;
+use crate::tier::redis::{Fill, InWindow, Predecessor, RedisFailure, WarmWindow};
 
 /// The result of a warming.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,15 +30,16 @@ pub struct Warmed {
     pub loaded: usize,
     /// Values that are now in memory.
     pub memory: usize,
-    /// Values that are now in Redis. The others were overtaken by an invalidation, or Redis could
-    /// not be reached.
+    /// Values that are now in Redis. The others were overtaken by an invalidation, or by a value
+    /// that was stored meanwhile, or Redis could not be reached.
     pub redis: usize,
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
-    /// an invalidation overtook meanwhile is left out. What takes the place of a value in memory
-    /// carries its tags too. Call it at the start, or from time to time.
+    /// an invalidation overtook meanwhile is left out. What takes the place of a value, in memory or
+    /// in Redis, carries its tags too. Of a key that is there twice the last value counts. Call it
+    /// at the start, or from time to time.
     ///
     /// ```no_run
     /// # use steadfast_cache::View;
@@ -87,7 +89,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let (pairs, cost) = asked.await?;
 
         let mut warmed = Warmed::default();
-        let mut kept = Vec::new();
+        let (mut kept, mut places) = (Vec::new(), HashMap::new());
         for (key, value) in pairs {
             warmed.loaded += 1;
             let name = self.name(&key);
@@ -106,7 +108,6 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             if let Some(there) = self.there(&name) {
                 add_tags(&mut tags, there.tag_names().iter().map(Vec::as_slice));
             }
-            let snapshot = cache.generations.narrow(&whole, &name, &tags);
             let life = self.life(&ttl, Some(&value));
             if life.keep.is_zero() {
                 continue;
@@ -120,58 +121,59 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 cost,
                 early_refresh: ttl.early_refresh,
             };
-            let governed = (&snapshot, tags.clone().into());
-            let length = bytes.len();
-            let entry = Entry::new(&name, Some(value), times, governed, self.label(), length);
-            let stored = cache.memory.insert(&entry, &snapshot, &cache.generations);
-            warmed.memory += usize::from(stored);
-            kept.push(Warm {
-                name: name.to_vec(),
+            let name = name.to_vec();
+            let (entry, in_memory) =
+                self.keep_warm(&whole, &name, value, &tags, times, bytes.len());
+            let place = *places.entry(name.clone()).or_insert(kept.len());
+            let warm = Warm {
+                name,
                 tags,
                 bytes,
-                life,
-            });
+                times,
+                entry,
+                in_memory,
+            };
+            match kept.get_mut(place) {
+                Some(before) => *before = warm,
+                None => kept.push(warm),
+            }
         }
         if let Some(window) = window {
-            let times = (began, cost, self.label().version);
-            warmed.redis = cache.fill_in_window(window, &kept, times).await;
+            warmed.redis = self.fill_in_window(window, &whole, &mut kept, began).await;
         }
+        warmed.memory = kept.iter().filter(|warm| warm.in_memory).count();
         Ok(warmed)
     }
-}
 
-/// A value to be put into Redis.
-struct Warm {
-    name: Vec<u8>,
-    tags: Vec<Vec<u8>>,
-    bytes: Bytes,
-    life: Life,
-}
+    /// Puts a value into memory, if nothing that governs it was invalidated since it was asked for.
+    fn keep_warm(
+        &self,
+        whole: &WholeSnapshot,
+        name: &[u8],
+        value: V,
+        tags: &[Vec<u8>],
+        times: Times,
+        length: usize,
+    ) -> (Arc<Entry>, bool) {
+        let cache = self.core();
+        let snapshot = cache.generations.narrow(whole, name, tags);
+        let governed = (&snapshot, tags.to_vec().into());
+        let entry = Entry::new(name, Some(value), times, governed, self.label(), length);
+        let in_memory = cache.memory.insert(&entry, &snapshot, &cache.generations);
+        (entry, in_memory)
+    }
 
-impl Inner {
+    /// Puts what was loaded into Redis. What lies there hands its tags on, to memory too.
     async fn fill_in_window(
         &self,
         mut window: WarmWindow,
-        kept: &[Warm],
-        (loaded_at, cost, type_version): (Instant, Duration, u32),
+        whole: &WholeSnapshot,
+        kept: &mut [Warm],
+        loaded_at: Instant,
     ) -> usize {
-        let Some(redis) = &self.redis else { return 0 };
         let mut filled = 0;
-        for chunk in kept.chunks(FILLS_AT_ONCE) {
-            let fills: Vec<_> = chunk
-                .iter()
-                .map(|warm| {
-                    let fill = Fill {
-                        payload: Some(&warm.bytes),
-                        life: warm.life,
-                        cost,
-                        type_version,
-                        loaded_at,
-                    };
-                    (&*warm.name, &*warm.tags, fill)
-                })
-                .collect();
-            match redis.fill_in_window(&mut window, &fills).await {
+        for chunk in kept.chunks_mut(FILLS_AT_ONCE) {
+            match self.fill_chunk(&mut window, whole, chunk, loaded_at).await {
                 Ok(count) => filled += count,
                 Err(trouble) => {
                     tracing::debug!(%trouble, "warming goes on without Redis");
@@ -181,6 +183,66 @@ impl Inner {
         }
         filled
     }
+
+    async fn fill_chunk(
+        &self,
+        window: &mut WarmWindow,
+        whole: &WholeSnapshot,
+        chunk: &mut [Warm],
+        loaded_at: Instant,
+    ) -> Result<usize, RedisFailure> {
+        let Some(redis) = &self.core().redis else {
+            return Ok(0);
+        };
+        let keys: Vec<_> = chunk.iter().map(|warm| &*warm.name).collect();
+        let there = redis.look_at_places(window, &keys, false).await?;
+        for (warm, there) in chunk.iter_mut().zip(&there) {
+            self.inherit(whole, warm, there);
+        }
+        let values = chunk.iter().zip(&there).map(|(warm, there)| InWindow {
+            key: &warm.name,
+            tags: &warm.tags,
+            fill: Fill {
+                payload: Some(&warm.bytes),
+                life: warm.times.life,
+                cost: warm.times.cost,
+                type_version: self.label().version,
+                loaded_at,
+            },
+            replaces: Some(there),
+        });
+        let values: Vec<_> = values.collect();
+        redis.fill_in_window(window, &values).await
+    }
+
+    /// Gives a value the tags of what lies in its place in Redis, and what memory holds of it too.
+    fn inherit(&self, whole: &WholeSnapshot, warm: &mut Warm, there: &Predecessor) {
+        let (cache, known) = (self.core(), warm.tags.len());
+        if !cache.sabotage.tags_stripped {
+            add_at_most(&mut warm.tags, there.tags.iter().map(Vec::as_slice));
+        }
+        let first = warm.entry.clone();
+        let value = first.value::<V>().filter(|_| warm.tags.len() > known);
+        if let Some(value) = value.flatten().cloned() {
+            let (tags, length) = (&warm.tags, warm.bytes.len());
+            (warm.entry, warm.in_memory) =
+                self.keep_warm(whole, &warm.name, value, tags, warm.times, length);
+            if !warm.in_memory {
+                cache.take_back(&warm.name, &first);
+            }
+        }
+    }
+}
+
+/// A value to be put into Redis.
+struct Warm {
+    name: Vec<u8>,
+    tags: Vec<Vec<u8>>,
+    bytes: Bytes,
+    times: Times,
+    /// As it was put into memory.
+    entry: Arc<Entry>,
+    in_memory: bool,
 }
 
 /// Fills sent to Redis in one go.

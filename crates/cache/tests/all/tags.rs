@@ -7,7 +7,9 @@ use steadfast_cache::{
     Answer, BuildError, Cache, CacheError, Key, KeyName, Source, Target, Ttl, View,
 };
 
-use crate::site::{Loader, Site, eventually, filled, get, plain, sqlite, text};
+use crate::site::{
+    Loader, Site, eventually, filled, get, invalidate_everywhere, plain, sqlite, text,
+};
 use crate::views::{User, ada};
 
 #[tokio::test]
@@ -206,4 +208,40 @@ async fn k11_a_stale_value_found_in_redis_hands_its_tags_to_what_takes_its_place
     second.invalidate(&[Target::tag("red")]).await.unwrap();
     let answer = get(&second, "a", "brief", &loader).await.unwrap();
     assert_eq!(answer.value.as_deref(), Some("3"));
+}
+
+/// They are known to Redis only, which another process has filled. What is warmed may name a key
+/// twice.
+#[tokio::test]
+async fn k11_warming_and_putting_keep_the_tags_of_what_they_replace_in_redis() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let (here, there) = (text(&first, "user").tag("red"), text(&second, "user"));
+    for key in ["warmed", "put"] {
+        let old = || async { Ok(Some("old".to_owned())) };
+        here.get(key, old).await.unwrap();
+    }
+    first.finish_loads(Duration::from_secs(60)).await;
+    let pairs = ["older", "new"].map(|value| ("warmed", value.to_owned()));
+    let warmed = there.warm(|| async { Ok(pairs) }).await.unwrap();
+    assert_eq!((warmed.memory, warmed.redis), (1, 1));
+    let put = there.put("put", "new".to_owned()).await;
+    assert!(put.memory && put.redis, "{put:?}");
+    let third = site.cache().await;
+    let caches = [&second, &third];
+    for cache in caches {
+        for key in ["warmed", "put"] {
+            let held = text(cache, "user").peek(key).await.unwrap();
+            assert_eq!(held.value.as_deref(), Some("new"), "{key}");
+        }
+    }
+    invalidate_everywhere(&first, &[Target::tag("red")]).await;
+    for cache in caches {
+        for key in ["warmed", "put"] {
+            eventually("every process forgets it", || async {
+                text(cache, "user").peek(key).await.is_none()
+            })
+            .await;
+        }
+    }
 }

@@ -139,6 +139,28 @@ impl Envelope<'_> {
     }
 }
 
+/// Returns the names of the tags in what a value begins with, as many as are whole. They are not
+/// checked: a name that is none is a tag that nobody invalidates.
+pub(crate) fn tags_in(head: &[u8]) -> Vec<Vec<u8>> {
+    let mut tags = Vec::new();
+    let is_known = matches!(head.first(), Some(&(UNSTAMPED | STAMPED)));
+    let Some(rest) = head.get(FIXED - 2..).filter(|_| is_known) else {
+        return tags;
+    };
+    let mut rest = Reader(rest);
+    let count = rest.array().map_or(0, u16::from_le_bytes);
+    for _ in 0..count {
+        let Ok(length) = rest.array().map(u16::from_le_bytes) else {
+            break;
+        };
+        match (rest.slice(usize::from(length)), rest.array::<16>()) {
+            (Ok(name), Ok(_token)) => tags.push(name.to_vec()),
+            _ => break,
+        }
+    }
+    tags
+}
+
 /// Whether these bytes say that they are a value without a stamp.
 pub(crate) fn is_unstamped(bytes: &[u8]) -> bool {
     bytes.first() == Some(&UNSTAMPED)

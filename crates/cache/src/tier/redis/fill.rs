@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::RedisTier;
 use super::allowance::RedisAllowance;
-use super::answer::{EpochView, RedisFailure, RedisResult, SeenValue, millis};
-use super::envelope::{Envelope, Token, to_be_stamped};
+use super::answer::{EpochView, HEAD, RedisFailure, RedisResult, SeenValue, millis};
+use super::envelope::{Envelope, Token, tags_in, to_be_stamped};
 use super::names::Names;
-use super::scripts::{FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, RELEASE, TAKE_LEASE};
+use super::scripts::{
+    FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, PLACES, RELEASE, TAKE_LEASE,
+};
 use crate::clock::clock;
 use crate::freshness::Life;
 use crate::tier::Key;
@@ -37,8 +39,23 @@ pub(crate) struct WarmWindow {
     tokens: HashMap<Vec<u8>, Token>,
 }
 
-/// A value that was loaded in a window: its key, its tags, and it.
-pub(crate) type InWindow<'a> = (&'a [u8], &'a [Vec<u8>], Fill<'a>);
+/// A value that was loaded in a window.
+pub(crate) struct InWindow<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) tags: &'a [Vec<u8>],
+    pub(crate) fill: Fill<'a>,
+    /// The value whose place it takes; that of any other it takes only if none is named.
+    pub(crate) replaces: Option<&'a Predecessor>,
+}
+
+/// What lay in the place of a value before, and hands its tags on.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    /// Its first bytes; none if there was nothing.
+    head: Vec<u8>,
+    /// The names of its tags; of very many or long ones only the first.
+    pub(crate) tags: Vec<Vec<u8>>,
+}
 
 /// A value to be stored.
 pub(crate) struct Fill<'a> {
@@ -177,7 +194,7 @@ impl RedisTier {
         window: &mut WarmWindow,
         values: &[InWindow<'_>],
     ) -> RedisResult<()> {
-        let named = values.iter().flat_map(|(_, tags, _)| tags.iter());
+        let named = values.iter().flat_map(|value| value.tags.iter());
         let unknown: HashSet<&Vec<u8>> = named
             .filter(|tag| !window.tokens.contains_key(*tag))
             .collect();
@@ -200,10 +217,10 @@ impl RedisTier {
         let window = &*window;
         let epoch = &window.epoch_view.epoch;
         let mut pipe = redis::pipe();
-        for (key, tags, value) in values {
+        for value in values {
             let token = |tag: &Vec<u8>| Some((tag.clone(), *window.tokens.get(tag)?));
-            let tags: Vec<_> = tags.iter().filter_map(token).collect();
-            let Some(bytes) = self.seal(value, &tags) else {
+            let tags: Vec<_> = value.tags.iter().filter_map(token).collect();
+            let Some(bytes) = self.seal(&value.fill, &tags) else {
                 return Err(RedisFailure::NotAsked(
                     "the tags are too many or too long to be written",
                 ));
@@ -211,13 +228,14 @@ impl RedisTier {
             pipe.cmd("EVAL").arg(FILL_IN_WINDOW).arg(5);
             pipe.arg(self.names.epoch())
                 .arg(self.names.watermark())
-                .arg(self.names.value(epoch, key))
+                .arg(self.names.value(epoch, value.key))
                 .arg(&self.names.recent());
             pipe.arg(&**epoch)
                 .arg(&window.watermark)
                 .arg(bytes)
-                .arg(value.remaining())
-                .arg(Names::logged_key(key));
+                .arg(value.fill.remaining())
+                .arg(value.replaces.map_or(&b"*"[..], |seen| &seen.head))
+                .arg(Names::logged_key(value.key));
             for (tag, _) in &tags {
                 pipe.arg(Names::logged_tag(tag));
             }
@@ -229,25 +247,54 @@ impl RedisTier {
         Ok(count)
     }
 
-    /// Stores a value that was known when this was called, in place of whatever is there. Who loads
-    /// the key meanwhile loses the right to fill it. `still` tells whether the value is known to be
-    /// good, for what was invalidated before Redis was asked, which Redis cannot hold against it.
-    pub(crate) async fn put(
+    /// Prepares for a value that was known when this was called, and takes the place of whatever is
+    /// there. Who loads the key meanwhile loses the right to fill it. `still` tells whether the
+    /// value is known to be good, for what was invalidated before Redis was asked, which Redis
+    /// cannot hold against it; `None` if it is not.
+    pub(crate) async fn take_place(
         &self,
         key: &[u8],
-        tags: &[Vec<u8>],
-        value: Fill<'_>,
         still: impl Fn() -> bool,
-    ) -> RedisResult<bool> {
-        let mut window = self.open_window().await?;
+    ) -> RedisResult<Option<(WarmWindow, Predecessor)>> {
+        let window = self.open_window().await?;
         if !still() {
-            return Ok(false);
+            return Ok(None);
         }
-        let mut take = redis::cmd("DEL");
-        take.arg(self.names.lease(&window.epoch_view.epoch, key));
-        let _: i64 = self.ask(&take).await?;
-        let values = [(key, tags, value)];
-        Ok(self.fill_in_window(&mut window, &values).await? == 1)
+        let mut there = self.look_at_places(&window, &[key], true).await?;
+        Ok(there.pop().map(|there| (window, there)))
+    }
+
+    /// Looks at what lies in the places of these keys now. Who loads a key whose place `is_taken`
+    /// loses the right to fill it.
+    pub(crate) async fn look_at_places(
+        &self,
+        window: &WarmWindow,
+        keys: &[&[u8]],
+        is_taken: bool,
+    ) -> RedisResult<Vec<Predecessor>> {
+        let epoch = &window.epoch_view.epoch;
+        let leases = if is_taken { keys } else { &[] };
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(PLACES).arg(1 + keys.len() + leases.len());
+        ask.arg(self.names.epoch());
+        for key in keys {
+            ask.arg(self.names.value(epoch, key));
+        }
+        for key in leases {
+            ask.arg(self.names.lease(epoch, key));
+        }
+        ask.arg(&**epoch).arg(keys.len()).arg(LOOKED_AT - 1);
+        let found: Vec<Vec<u8>> = self.ask(&ask).await?;
+        if found.len() != keys.len() {
+            self.epoch_guard.doubt(epoch);
+            return Err(RedisFailure::NotAsked("its epoch has changed"));
+        }
+        let there = found.into_iter().map(|mut head| {
+            let tags = tags_in(&head);
+            head.truncate(HEAD);
+            Predecessor { head, tags }
+        });
+        Ok(there.collect())
     }
 
     /// Deletes the value of a key of which a newer one is known that cannot be stored. Who loads
@@ -334,6 +381,9 @@ impl Drop for Lease {
         }
     }
 }
+
+/// Bytes of a value with tags that are looked at for their names.
+const LOOKED_AT: usize = 4 << 10;
 
 fn with_tokens(tags: &[Vec<u8>], tokens: &[Vec<u8>]) -> RedisResult<Vec<(Vec<u8>, Token)>> {
     let tokens = tokens

@@ -112,6 +112,23 @@ for i = 3, #KEYS do \
 end \
 return out";
 
+/// KEYS epoch, values…, leases… ARGV epoch, how many values, the place of the last byte. Answers
+/// what each value begins with, up to its tags or, if it has any, up to there; nothing of one that
+/// is not there. Takes the leases away.
+pub(super) const PLACES: &str = "\
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {} end \
+local out, values = {}, tonumber(ARGV[2]) \
+local function head(i, last) \
+  local bytes = redis.pcall('GETRANGE', KEYS[i + 1], 0, last) \
+  return type(bytes) == 'string' and bytes or '' \
+end \
+for i = 1, values do \
+  out[i] = head(i, 35) \
+  if #out[i] == 36 and string.sub(out[i], 35) ~= '\\0\\0' then out[i] = head(i, ARGV[3]) end \
+end \
+for i = values + 2, #KEYS do redis.call('DEL', KEYS[i]) end \
+return out";
+
 /// A function that gives a value that is to live for so many ms its stamp, if it is to have one:
 /// the moment at which it expires, by this very clock, and a sum to check it by (`envelope.rs`).
 /// The value is one without if Redis may not be asked the time, or is older than 7, which gives
@@ -135,8 +152,9 @@ end "
 }
 
 /// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the window's watermark, bytes,
-/// ms, the names that govern the value. Refuses what was invalidated since the window began, and
-/// everything if the logs do not reach from there up to now.
+/// ms, the head that was seen or `*`, the names that govern the value. Refuses what was invalidated
+/// since the window began, and everything if the logs do not reach from there up to now. Refuses
+/// too if another value is there than was seen, whose tags are not known; not if none is there.
 pub(super) const FILL_IN_WINDOW: &str = concat!(
     stamped!(),
     "\
@@ -149,12 +167,16 @@ if at ~= ARGV[2] then \
   local from = tonumber(a[1]) \
   if b[1] and b[2] == a[1] then from = tonumber(b[1]) end \
   if from > window then return 0 end \
-  for i = 5, #ARGV do \
+  for i = 6, #ARGV do \
     for log = 4, 5 do \
       local last = redis.call('HMGET', KEYS[log], ARGV[i])[1] \
       if last and tonumber(last) > window then return 0 end \
     end \
   end \
+end \
+if ARGV[5] ~= '*' then \
+  local head = redis.pcall('GETRANGE', KEYS[3], 0, 5) \
+  if type(head) == 'string' and head ~= '' and head ~= ARGV[5] then return 0 end \
 end \
 redis.call('SET', KEYS[3], stamped(ARGV[3], ARGV[4]), 'PX', ARGV[4]) \
 return 1"

@@ -7,9 +7,13 @@ use steadfast_drill::process::Cluster;
 use steadfast_drill::waiting::until;
 
 use super::*;
+use crate::answer::Source;
 use crate::clock::clock;
 use crate::freshness::Ttl;
 use crate::parts::Cache;
+use crate::read::put::Put;
+use crate::read::view::View;
+use crate::read::warm::Warmed;
 use crate::sql::{Database, DatabaseOptions};
 
 fn wanted() -> Wanted<'static> {
@@ -118,5 +122,201 @@ async fn k6_what_is_invalidated_before_redis_is_asked_is_not_put() {
         assert!(users.put(7, "Ada".to_owned()).await.redis);
         let removed = cache.inner.redis.as_ref().unwrap().remove(b"user:7");
         removed.await.unwrap();
+    }
+}
+
+/// How many scripts Redis has run.
+async fn scripts(server: &steadfast_drill::process::Redis) -> u64 {
+    let stats = server.command(&["INFO", "commandstats"]).await.unwrap();
+    let stats: String = redis::from_redis_value(stats).unwrap();
+    let of_eval = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_eval:calls="));
+    let calls = of_eval.and_then(|fields| fields.split(',').next());
+    calls.map_or(0, |calls| calls.parse().unwrap())
+}
+
+/// A process that does not know under which tags another has stored what it puts.
+struct Putting {
+    server: steadfast_drill::process::Redis,
+    folder: tempfile::TempDir,
+    other: Cache,
+    cache: Cache,
+}
+
+impl Putting {
+    async fn start() -> Self {
+        let server = steadfast_drill::process::Redis::start().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let other = cache_of(&folder, &server.url()).await;
+        let cache = cache_of(&folder, &server.url()).await;
+        let tagged = other.view::<String>("user").unwrap().tag("red");
+        let load = || async { Ok(Some("old".to_owned())) };
+        tagged.get(7, load).await.unwrap();
+        other.finish_loads(Duration::from_secs(60)).await;
+        Self {
+            server,
+            folder,
+            other,
+            cache,
+        }
+    }
+
+    fn users(&self) -> View<String> {
+        self.cache.view("user").unwrap()
+    }
+
+    /// Puts, and acts when so many of the scripts have been run that this takes: the window, the
+    /// look at what is there, the tokens of its tags, the fill.
+    async fn act_after<F: Future<Output = ()>>(&self, scripts_run: u64, act: F) -> Put {
+        let users = self.users();
+        let put = users.put(7, "new".to_owned());
+        self.act_during(put, scripts_run, act).await
+    }
+
+    /// Warms, and acts likewise.
+    async fn act_while_warming(&self, scripts_run: u64, act: impl Future<Output = ()>) -> Warmed {
+        let users = self.users();
+        let warming = users.warm(|| async { Ok([(7, "new".to_owned())]) });
+        self.act_during(warming, scripts_run, act).await.unwrap()
+    }
+
+    async fn act_during<T>(
+        &self,
+        work: impl Future<Output = T>,
+        scripts_run: u64,
+        act: impl Future<Output = ()>,
+    ) -> T {
+        let before = scripts(&self.server).await;
+        let mut work = Box::pin(work);
+        while scripts(&self.server).await < before + scripts_run {
+            assert!((&mut work).now_or_never().is_none(), "it is not done yet");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        act.await;
+        work.await
+    }
+
+    /// The tag is invalidated by the other process, and this one hears of it.
+    async fn invalidate_red(&self) {
+        let red = [crate::target::Target::tag("red")];
+        let stripes = self.cache.inner.generations.tag_stripes(&["red"]);
+        self.other.invalidate(&red).await.unwrap();
+        until("it is heard of", || {
+            !self.cache.inner.generations.tags_are_current(&stripes)
+        })
+        .await;
+    }
+}
+
+/// The tag is invalidated
+/// - before the fill: Redis has it in its log and refuses. Whether this process heard of it before
+///   it looked at the counters (then they show nothing, so memory gives the value up too) or after
+///   (then they do) makes no difference;
+/// - after the fill: its token is another in Redis, and this process hears of it.
+#[tokio::test]
+async fn k11_a_tag_that_is_found_in_redis_governs_what_is_put_from_then_on() {
+    for scripts_run in 1..=4 {
+        let site = Putting::start().await;
+        let put = site.act_after(scripts_run, site.invalidate_red()).await;
+        assert_eq!(put.redis, scripts_run == 4, "{scripts_run}");
+        let third = cache_of(&site.folder, &site.server.url()).await;
+        for view in [site.users(), third.view("user").unwrap()] {
+            assert!(view.peek(7).await.is_none(), "{scripts_run}");
+        }
+    }
+}
+
+/// Of what this process has invalidated itself Redis may not have heard yet, so its tokens say that
+/// nothing has happened.
+#[tokio::test]
+async fn k11_what_is_put_does_not_outlive_a_tag_found_in_redis_that_waits_to_be_invalidated() {
+    let site = Putting::start().await;
+    let relay = site.cache.inner.relay.as_ref().unwrap();
+    let red = [crate::target::Target::tag("red")];
+    relay.pending.add(&red, u64::MAX);
+    let put = site.users().put(7, "new".to_owned()).await;
+    assert!(!put.memory && !put.redis, "{put:?}");
+    assert!(site.users().peek(7).await.is_none());
+}
+
+/// The value was loaded before, and is known to carry the tag only once Redis has been looked at.
+#[tokio::test]
+async fn k11_a_tag_that_is_found_in_redis_governs_what_was_warmed_before() {
+    let site = Putting::start().await;
+    let warmed = site.act_while_warming(1, site.invalidate_red()).await;
+    assert_eq!((warmed.memory, warmed.redis), (0, 0));
+    assert!(site.users().peek(7).await.is_none());
+}
+
+/// Its tags are not known.
+#[tokio::test]
+async fn k11_what_is_warmed_does_not_take_the_place_of_what_came_since_it_looked() {
+    let site = Putting::start().await;
+    let comes = async {
+        let blue = site.other.view::<String>("user").unwrap().tag("blue");
+        let load = || async { Ok(Some("blue".to_owned())) };
+        blue.refresh(7, load).await.unwrap();
+        site.other.finish_loads(Duration::from_secs(60)).await;
+    };
+    let warmed = site.act_while_warming(2, comes).await;
+    assert_eq!(warmed.redis, 0);
+    let third = cache_of(&site.folder, &site.server.url()).await;
+    let held = third.view::<String>("user").unwrap().peek(7).await.unwrap();
+    assert_eq!(held.value.as_deref(), Some("blue"));
+}
+
+/// It names the tag, so that it is not content with what was put first.
+#[tokio::test]
+async fn k6_a_reader_that_finds_in_redis_what_is_being_replaced_does_not_bring_it_back() {
+    for scripts_run in 1..=2 {
+        let site = Putting::start().await;
+        let reads = async {
+            let tagged = site.users().tag("red");
+            tagged.peek(7).await.expect("it is there yet");
+        };
+        let put = site.act_after(scripts_run, reads).await;
+        assert!(put.memory && put.redis, "{scripts_run}");
+        let held = site.users().peek(7).await.unwrap();
+        assert_eq!(held.value.as_deref(), Some("new"), "{scripts_run}");
+    }
+}
+
+#[tokio::test]
+async fn k6_a_put_that_is_given_up_leaves_in_memory_what_was_put() {
+    for scripts_run in 1..=3 {
+        let site = Putting::start().await;
+        let users = site.users();
+        let before = scripts(&site.server).await;
+        let mut put = Box::pin(users.put(7, "new".to_owned()));
+        while scripts(&site.server).await < before + scripts_run {
+            assert!((&mut put).now_or_never().is_none());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(put);
+        let held = users.peek(7).await.unwrap();
+        assert_eq!(held.value.as_deref(), Some("new"), "{scripts_run}");
+    }
+}
+
+/// Two who put do not take each other's values from memory.
+#[tokio::test]
+async fn k6_a_put_that_is_overtaken_by_another_takes_nothing_back() {
+    for scripts_run in 1..=4 {
+        let site = Putting::start().await;
+        let later = async {
+            let later = site.users().put(7, "later".to_owned()).await;
+            assert!(later.memory, "{scripts_run}");
+        };
+        site.act_after(scripts_run, later).await;
+        let held = site.users().peek(7).await.unwrap();
+        assert_eq!(held.value.as_deref(), Some("later"), "{scripts_run}");
+        assert_eq!(held.source, Source::Memory, "{scripts_run}");
+        // Once the first is being stored Redis takes them in either order.
+        if scripts_run != 3 {
+            let third = cache_of(&site.folder, &site.server.url()).await;
+            let held = third.view::<String>("user").unwrap().peek(7).await.unwrap();
+            assert_eq!(held.value.as_deref(), Some("later"), "{scripts_run}");
+        }
     }
 }
