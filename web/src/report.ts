@@ -14,6 +14,7 @@ const NAMES: Record<string, string> = {
   errors: 'Reads failed',
   write_errors: 'Writes failed',
   wrong_answers: 'Wrong answers',
+  stale_answers: 'Stale answers',
   fault_p99: '99 of 100 calls within',
   slowest_call: 'Slowest call',
 };

@@ -107,7 +107,7 @@ impl Subject for Null {
             source: Source::Memory,
             version: 0,
             age: Duration::ZERO,
-            stale: false,
+            stale: Some(false),
         };
         ready(Ok(black_box((key, answer)).1)).boxed()
     }

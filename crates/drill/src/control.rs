@@ -74,7 +74,7 @@ impl Rows {
             source: Source::Redis,
             version,
             age: Duration::from_millis(now.saturating_sub(at)),
-            stale: false,
+            stale: Some(false),
         })
     }
 
@@ -90,7 +90,7 @@ impl Rows {
             source: Source::Database,
             version: self.table.version(key).await?,
             age: Duration::ZERO,
-            stale: false,
+            stale: Some(false),
         })
     }
 

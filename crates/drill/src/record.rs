@@ -86,6 +86,8 @@ pub struct Counts {
     pub skipped: u64,
     /// Answers that said they were stale.
     pub stale: u64,
+    /// Answers that said whether they were stale.
+    pub stale_known: u64,
     /// Answers that were wrong.
     pub wrong: u64,
     /// Failed calls by kind; of writes with `write_` before it.
@@ -111,6 +113,7 @@ impl Counts {
             writes_failed: 0,
             skipped: 0,
             stale: 0,
+            stale_known: 0,
             wrong: 0,
             errors: BTreeMap::new(),
             latency: Histogram::new_with_bounds(1, micros(LONGEST), 3)
@@ -161,6 +164,7 @@ impl Counts {
         self.writes_failed += other.writes_failed;
         self.skipped += other.skipped;
         self.stale += other.stale;
+        self.stale_known += other.stale_known;
         self.wrong += other.wrong;
         for (kind, count) in &other.errors {
             *self.errors.entry(kind.clone()).or_default() += count;
@@ -385,7 +389,8 @@ impl Record {
         match ended {
             Ended::Read { answer, wrong } => {
                 counts.sources[index(answer.source)] += 1;
-                counts.stale += u64::from(answer.stale);
+                counts.stale += u64::from(answer.stale == Some(true));
+                counts.stale_known += u64::from(answer.stale.is_some());
                 counts.wrong += u64::from(wrong);
                 if wrong {
                     self.search.bad(end);
@@ -413,7 +418,7 @@ impl Record {
         match ended {
             Ended::Read { answer, wrong } => {
                 interval.sources[index(answer.source)] += 1;
-                interval.stale += u32::from(answer.stale);
+                interval.stale += u32::from(answer.stale == Some(true));
                 interval.wrong += u32::from(wrong);
             }
             Ended::Written => interval.written += 1,

@@ -28,7 +28,7 @@
 //!
 //!     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
 //!         let version = self.0.lock().unwrap().get(&key).copied();
-//!         let (source, age, stale) = (Source::Database, Duration::ZERO, false);
+//!         let (source, age, stale) = (Source::Database, Duration::ZERO, None);
 //!         let answer = version.map(|version| Answer { source, version, age, stale });
 //!         ready(answer.ok_or(Failure { kind: "database" })).boxed()
 //!     }
@@ -241,8 +241,8 @@ pub struct Answer {
     pub version: u64,
     /// How long ago the answer was read from the database, by the subject's own account.
     pub age: Duration,
-    /// Whether the subject said that the answer may be out of date.
-    pub stale: bool,
+    /// Whether the answer may be out of date, as the subject says; none if it cannot say so.
+    pub stale: Option<bool>,
 }
 
 impl Answer {
@@ -253,7 +253,7 @@ impl Answer {
             source: Source::Redis,
             version: version.unwrap_or(0),
             age: Duration::ZERO,
-            stale: false,
+            stale: Some(false),
         }
     }
 }

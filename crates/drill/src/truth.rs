@@ -73,7 +73,8 @@ impl Truth {
             .confirmed
             .partition_point(|(version, _)| *version <= answer.version);
         let replaced = row.confirmed.get(next).map(|(_, at)| *at);
-        !answer.stale && replaced.is_some_and(|at| at + self.allowed_age < begun)
+        let is_stale = answer.stale == Some(true);
+        !is_stale && replaced.is_some_and(|at| at + self.allowed_age < begun)
     }
 }
 
@@ -91,7 +92,7 @@ mod tests {
             source: Source::Memory,
             version,
             age: Duration::ZERO,
-            stale,
+            stale: Some(stale),
         }
     }
 

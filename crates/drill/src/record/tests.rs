@@ -21,7 +21,7 @@ const ANSWERED: Ended = Ended::Read {
         source: Source::Memory,
         version: 0,
         age: Duration::ZERO,
-        stale: false,
+        stale: Some(false),
     },
     wrong: false,
 };

@@ -44,6 +44,9 @@ pub struct TargetReport {
     pub unfollowed: u64,
     /// The key figures, which decide the verdict.
     pub kpis: Vec<Kpi>,
+    /// The scenario limits stale answers once all has recovered, and no answer could say that it
+    /// was stale.
+    pub staleness_unseen: bool,
     /// When something was broken.
     pub faults: Vec<FaultSpan>,
     /// The faults that touched nothing, by name.

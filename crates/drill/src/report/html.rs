@@ -186,6 +186,7 @@ fn felt(page: &mut String, report: &Report) {
         ("users_well", "until users were well again"),
         ("redis_in_use", "until Redis was in use again"),
         ("wrong_answers", "wrong answers"),
+        ("stale_answers", "stale answers once recovered"),
     ] {
         let find = |report: &Report| report.kpis.iter().find(|kpi| kpi.name == name).cloned();
         let found: Vec<_> = report

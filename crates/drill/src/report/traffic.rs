@@ -127,6 +127,11 @@ pub(super) fn beware(report: &TargetReport) -> Vec<String> {
                 users.unjudged
             ));
         }
+        if report.staleness_unseen {
+            said.push(
+                "stale answers were not measured: once all had recovered no answer could say that it was stale (a request's `stale` names where it does)".to_owned(),
+            );
+        }
         if users.late > 0 {
             said.push(format!(
                 "{} requests started late: this machine had no time for them, and what they took is partly its own",

@@ -63,9 +63,7 @@ fn by_users(evidence: &Evidence<'_>, users: &Record) -> Vec<Kpi> {
     if let Some(failed) = failed_writes(&whole) {
         kpis.extend(by_writes(thresholds, failed, whole.wrong));
     }
-    let http = evidence.scenario.http.as_ref();
-    let can_say_so = http.is_some_and(|http| http.requests.iter().any(|r| r.stale.is_some()));
-    let allowed = thresholds.stale_answers.filter(|_| can_say_so);
+    let allowed = thresholds.stale_answers;
     kpis.extend(allowed.and_then(|allowed| stale_answers(users, allowed)));
     let p99 = p99_of_fault(users).filter(|_| evidence.breaks);
     kpis.extend(p99.map(|p99| {

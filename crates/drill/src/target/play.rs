@@ -253,6 +253,9 @@ impl<'a> Drill<'a> {
             std::mem::take(&mut self.untouched)
         };
         let kpis = self.judged(lane.as_deref(), exit_status, is_ours, &untouched);
+        let limits_staleness = lane.is_some() && scenario.thresholds.stale_answers.is_some();
+        let staleness_unseen =
+            limits_staleness && kpis.iter().all(|kpi| kpi.name != "stale_answers");
         let users = lane.zip(self.users).map(|(lane, users)| {
             lane.record(|record| {
                 Users::of(record, scenario.phases, users.described(), users.unjudged())
@@ -277,6 +280,7 @@ impl<'a> Drill<'a> {
             unfollowed: if follows { unfollowed } else { 0 },
             verdict: verdict(&kpis),
             kpis,
+            staleness_unseen,
             faults: self.seen.faults(),
             untouched,
             log,

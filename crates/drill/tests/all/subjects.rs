@@ -92,7 +92,7 @@ impl Subject for Sturdy {
                         source: Source::Database,
                         version,
                         age: Duration::ZERO,
-                        stale: false,
+                        stale: Some(false),
                     })
                 }
             }
@@ -160,7 +160,7 @@ impl Subject for Doubtful {
         answer
             .map(|answer| {
                 answer.map(|answer| Answer {
-                    stale: true,
+                    stale: Some(true),
                     ..answer
                 })
             })
@@ -223,7 +223,7 @@ impl Subject for Null {
             source: Source::Memory,
             version: 0,
             age: Duration::ZERO,
-            stale: false,
+            stale: Some(false),
         };
         std::future::ready(Ok(answer)).boxed()
     }

@@ -9,6 +9,7 @@ use steadfast_drill::process::{Port, Redis};
 use steadfast_drill::report::{Verdict, json, junit, table, timeline, traffic};
 use steadfast_drill::scenario::{Phases, Scenario};
 use steadfast_drill::target::{TargetError, TargetOptions, TargetReport, run_target};
+use steadfast_drill::verdict::Kpi;
 use steadfast_drill::waiting::until;
 
 /// A Python with redis-py and a client of Toxiproxy, made once for all tests.
@@ -362,6 +363,29 @@ async fn d7_an_application_that_runs_already_is_drilled_at_the_address_that_it_h
         "{text}"
     );
     assert!(application.try_wait().unwrap().is_none(), "it was ended");
+}
+
+/// No figure would be taken for a good one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_a_limit_of_stale_answers_that_no_answer_could_be_held_against_is_told_of() {
+    let redis = Redis::start().await.unwrap();
+    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let address = Port::free().unwrap().addr();
+    let mut silent = with_users("down", address);
+    let second = Duration::from_secs(1);
+    (silent.phases.fault, silent.steps[0].lasts) = (second, second);
+    for request in &mut silent.http.as_mut().unwrap().requests {
+        request.stale = None;
+    }
+    let report = run_target(&silent, options(&redis, users_py(address, &python)));
+    let report = report.await.unwrap();
+    assert!(report.staleness_unseen);
+    let is_there = |kpi: &Kpi| kpi.name == "stale_answers";
+    assert!(!report.kpis.iter().any(is_there));
+    let text = table::render_target(&report, false);
+    for told in [text, traffic::render(&report)] {
+        assert!(told.contains("stale answers were not measured"), "{told}");
+    }
 }
 
 /// A scenario with a load on an application at that address: reads, and writes that are read back.

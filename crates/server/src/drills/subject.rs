@@ -143,7 +143,7 @@ impl Resilient {
             },
             version,
             age: answer.age,
-            stale: answer.stale.is_some(),
+            stale: Some(answer.stale.is_some()),
         })
     }
 
