@@ -117,7 +117,8 @@ impl<'k> KeyName<'k> {
     /// is written, where it has to be, into room of the caller's, and moved nowhere.
     #[inline(always)]
     pub(crate) fn read_behind<R>(self, prefix: &[u8], read: impl FnOnce(&[u8]) -> R) -> R {
-        // What is lent is not to be dropped, which the compiler does not see.
+        // What is lent is not to be dropped, which the compiler does not see. A long one that was
+        // written is not freed if `read` panics.
         let own = ManuallyDrop::new(self);
         let (mut room, long);
         let length = prefix.len() + own.len();

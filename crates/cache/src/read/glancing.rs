@@ -14,10 +14,10 @@ use crate::error::CacheError;
 
 /// Glances into memory when it is polled first, and reads on if that has not answered.
 pub(super) enum Glancing<A, G, O, R> {
-    /// What it is asked with, how it glances, and how it reads on.
+    /// The arguments, the glance, and how it reads on after that.
     Asked(A, G, O),
-    /// In a box, so that the future of a hit, which nearly all of them are, is small. None if to
-    /// begin has panicked.
+    /// In a box, so that the future of a hit, which nearly all of them are, is small. None if it
+    /// has ended with a glance.
     ReadingOn(Option<Pin<Box<R>>>),
 }
 
@@ -47,7 +47,11 @@ where
         let this = self.get_mut();
         let nothing_held = match this {
             Self::Asked(asked, glance, _) => match glance(asked) {
-                Glance::Hit(hit) => return Poll::Ready(Ok(hit.into())),
+                Glance::Hit(hit) => {
+                    // Key and loader are let go at once, whoever keeps the future.
+                    *this = Self::ReadingOn(None);
+                    return Poll::Ready(Ok(hit.into()));
+                }
                 Glance::Something => false,
                 Glance::Nothing => true,
             },

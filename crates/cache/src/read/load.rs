@@ -23,7 +23,8 @@ use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, TagNames, Times};
 use crate::tier::redis::{
-    Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue, Unfit, Wanted,
+    Lease, Lookup, Predecessor, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue,
+    Unfit, Wanted,
 };
 
 /// The task of a flight's leader, as known when the flight begins.
@@ -96,8 +97,24 @@ pub(crate) fn take_over_tags(tags: &mut Vec<Vec<u8>>, there: Option<&Entry>) {
     add_at_most(tags, names.iter().map(Vec::as_slice));
 }
 
-/// Adds those of what is there, of very many only the first.
-pub(super) fn add_at_most<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &'t [u8]>) {
+/// Returns the tags of what takes the place of these: its own, so many of the first, then those of
+/// what lies in Redis and in memory. What is replaced again and again takes over no more than
+/// what is replaced once.
+pub(super) fn inherited(
+    tags: &[Vec<u8>],
+    own: usize,
+    there: &Predecessor,
+    held: Option<&Entry>,
+) -> Vec<Vec<u8>> {
+    let (own, before) = tags.split_at(own.min(tags.len()));
+    let held = held.map_or(&[][..], Entry::tag_names);
+    let others = there.tags.iter().chain(held).chain(before);
+    let mut all = own.to_vec();
+    add_at_most(&mut all, others.map(Vec::as_slice));
+    all
+}
+
+fn add_at_most<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &'t [u8]>) {
     let named = tags.len();
     add_tags(tags, more);
     tags.truncate(named + TAKEN_OVER);
@@ -570,6 +587,22 @@ const LAST_LOOK: Duration = Duration::from_millis(50);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn k11_what_is_replaced_again_and_again_takes_over_no_more_tags_than_once() {
+        let names = |names: std::ops::Range<u32>| -> Vec<Vec<u8>> {
+            names.map(|n| n.to_string().into_bytes()).collect()
+        };
+        let mut tags = names(0..2);
+        for round in 1..10 {
+            let found = names(round * 100..round * 100 + 5);
+            tags = inherited(&tags, 2, &Predecessor::with_tags(found.clone()), None);
+            assert_eq!(tags[..2], names(0..2), "its own");
+            assert_eq!(tags[2..7], found, "those of late");
+            assert!(tags.len() <= 2 + TAKEN_OVER);
+        }
+        assert_eq!(tags.len(), 2 + TAKEN_OVER);
+    }
 
     #[test]
     fn k13_who_waits_for_anothers_value_leaves_half_of_the_reads_time_to_the_load() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::load::{add_at_most, add_tags};
+use super::load::{inherited, take_over_tags};
 use super::view::View;
 use crate::clock::{clock, is_in_runtime};
 use crate::freshness::Life;
@@ -17,7 +17,7 @@ use crate::key::Key;
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
 use crate::tier::generation::Snapshot;
-use crate::tier::redis::{Fill, InWindow, Predecessor, RedisTier, WarmWindow};
+use crate::tier::redis::{Fill, Filled, InWindow, Predecessor, RedisTier, WarmWindow};
 
 /// The places that hold a value after [`View::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +56,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         cache.upkeep.ensure();
         let name = self.name(&key);
         let mut tags = self.tags_of(&key, &name);
-        if let Some(there) = self.there(&name) {
-            add_tags(&mut tags, there.tag_names().iter().map(Vec::as_slice));
-        }
+        let own = tags.len();
+        take_over_tags(&mut tags, self.there(&name).as_deref());
         cache.generations.bump_key(&name);
         cache.failures.forget(&name);
         let snapshot = cache.generations.snapshot(&name, &tags);
@@ -74,6 +73,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             view: self,
             name: &name,
             tags,
+            own,
             snapshot,
             bytes,
             known_at,
@@ -111,8 +111,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 struct Putting<'a, V> {
     view: &'a View<V>,
     name: &'a [u8],
-    /// The tags that it carries, and the counters of these and of its key.
+    /// The tags that it carries, first those that are its own, of which there are so many.
     tags: Vec<Vec<u8>>,
+    own: usize,
+    /// Their counters, and that of its key.
     snapshot: Snapshot,
     bytes: Bytes,
     known_at: Instant,
@@ -141,21 +143,26 @@ impl<V: Clone + Send + Sync + 'static> Putting<'_, V> {
             memory,
             redis: false,
         };
+        let changes = cache.generations.tag_changes();
         let taken = cache.take_place(self.name, &self.tags, &self.snapshot);
         let Some((redis, mut window, there)) = taken.await else {
             return put;
         };
-        let known = self.tags.len();
-        self.inherit(&there);
-        let found = &self.tags[known..];
-        let waits = cache.is_pending(None, found);
+        let found = self.inherit(&there);
+        let waits = cache.is_pending(None, &found);
+        // One of them may have been invalidated before its counter was looked at: Redis can tell.
+        let is_unsure = !found.is_empty() && cache.generations.tag_changes() != changes;
         let mut wider = first.clone();
         if !found.is_empty() {
             wider = self.entry(first.value::<V>().flatten().cloned());
-            put.memory = !waits && self.insert(&wider);
+            // Whoever has begun to read before may bring what Redis still holds, and so may who
+            // begins before the entry is there.
+            self.stay_ahead();
+            put.memory = !waits && !is_unsure && self.insert(&wider);
+            self.stay_ahead();
             if !put.memory {
                 // It would outlive the invalidation of a tag that was found.
-                cache.take_back(self.name, &first);
+                cache.memory.remove_entry(&first);
             }
         }
         // Redis knows nothing of another put by this process.
@@ -164,28 +171,33 @@ impl<V: Clone + Send + Sync + 'static> Putting<'_, V> {
         }
         redis.outlast(self.times.life.keep);
         match redis.fill_in_window(&mut window, &[self.fill()]).await {
-            Ok(filled) => put.redis = filled == 1,
-            Err(trouble) => {
-                cache.pass_by_redis(&trouble);
-                return put;
-            }
+            Ok(filled) => put.redis = filled == [Filled::Stored],
+            Err(trouble) => cache.pass_by_redis(&trouble),
         }
-        if !put.redis && !found.is_empty() {
-            // This process may have heard of it before it looked at their counters.
-            cache.take_back(self.name, &wider);
-            put.memory = false;
+        if put.redis && is_unsure {
+            put.memory = self.insert(&wider);
         }
         put
     }
 
-    /// Takes over the tags of what lay there.
-    fn inherit(&mut self, there: &Predecessor) {
-        let (cache, known) = (self.view.core(), self.tags.len());
-        if !cache.sabotage.tags_stripped {
-            add_at_most(&mut self.tags, there.tags.iter().map(Vec::as_slice));
+    /// Takes over the tags of what lies there, in Redis and in memory; returns those that are new.
+    fn inherit(&mut self, there: &Predecessor) -> Vec<Vec<u8>> {
+        let cache = self.view.core();
+        if cache.sabotage.tags_stripped {
+            return Vec::new();
         }
-        let found = cache.generations.tag_stripes(&self.tags[known..]);
-        self.snapshot = self.snapshot.with(&found);
+        let held = self.view.there(self.name);
+        let tags = inherited(&self.tags, self.own, there, held.as_deref());
+        let is_new = |tag: &&Vec<u8>| !self.tags.contains(tag);
+        let found: Vec<_> = tags.iter().filter(is_new).cloned().collect();
+        self.tags = tags;
+        self.snapshot = self.snapshot.with(&cache.generations.tag_stripes(&found));
+        found
+    }
+
+    fn stay_ahead(&mut self) {
+        let generations = &self.view.core().generations;
+        self.snapshot = generations.stay_ahead(self.name, self.snapshot.clone());
     }
 
     fn fill(&self) -> InWindow<'_> {
@@ -224,14 +236,6 @@ impl Inner {
                 self.pass_by_redis(&trouble);
                 None
             }
-        }
-    }
-
-    /// Removes this entry from memory, if it is what lies there.
-    pub(super) fn take_back(&self, name: &[u8], entry: &Arc<Entry>) {
-        let there = self.memory.get::<&[u8]>(name, &[], &self.generations);
-        if there.is_some_and(|there| Arc::ptr_eq(&there, entry)) {
-            self.memory.remove(name);
         }
     }
 

@@ -451,4 +451,22 @@ mod tests {
             "{bytes}: nearly all of them find their value in memory"
         );
     }
+
+    #[tokio::test]
+    async fn k1_a_read_that_has_ended_lets_its_loader_go_whoever_keeps_it() {
+        let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
+        let builder = Cache::builder(database).class("user", Ttl::default());
+        let cache = builder.build().await.unwrap();
+        let users = cache.view::<String>("user").unwrap();
+        let permit = Arc::new("a permit, say");
+        for source in [Source::Database, Source::Memory] {
+            let held = Arc::clone(&permit);
+            let mut read = users.get(7, || async move { Ok(Some((*held).to_owned())) });
+            let answer = (&mut read).await.unwrap();
+            assert_eq!(answer.source, source);
+            cache.finish_loads(Duration::from_secs(60)).await;
+            assert_eq!(Arc::strong_count(&permit), 1, "{source:?}");
+            drop(read);
+        }
+    }
 }

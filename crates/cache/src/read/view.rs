@@ -340,13 +340,13 @@ impl<V> From<Hit<V>> for Answer<V> {
     }
 }
 
-/// What was seen where a lock is held.
+/// A look where a lock is held.
 enum Seen {
     /// A value that was taken along, its age, and the age up to which it is fresh.
     Taken(NanoSpan, NanoSpan),
     /// With its age, for what may run code that others have written.
     Entry(Arc<Entry>, NanoSpan),
-    /// What does not answer at a glance.
+    /// An entry that does not answer at a glance.
     Something,
 }
 

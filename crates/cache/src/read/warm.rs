@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::database::{Asking, Permission};
-use super::load::{add_at_most, add_tags};
+use super::load::{inherited, take_over_tags};
 use super::view::View;
 use crate::clock::{clock, is_in_runtime};
 use crate::error::{CacheError, LoadError};
@@ -20,7 +20,7 @@ use crate::guard::Urgency;
 use crate::key::Key;
 use crate::tier::entry::{Entry, Times};
 use crate::tier::generation::WholeSnapshot;
-use crate::tier::redis::{Fill, InWindow, Predecessor, RedisFailure, WarmWindow};
+use crate::tier::redis::{Fill, Filled, InWindow, Predecessor, RedisFailure, WarmWindow};
 
 /// The result of a warming.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,15 +31,15 @@ pub struct Warmed {
     /// Values that are now in memory.
     pub memory: usize,
     /// Values that are now in Redis. The others were overtaken by an invalidation, or by a value
-    /// that was stored meanwhile, or Redis could not be reached.
+    /// that was stored just before them, or Redis could not be reached.
     pub redis: usize,
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
     /// an invalidation overtook meanwhile is left out. What takes the place of a value, in memory or
-    /// in Redis, carries its tags too. Of a key that is there twice the last value counts. Call it
-    /// at the start, or from time to time.
+    /// in Redis, carries its tags too. Of a key that is there twice the last value that can be
+    /// kept counts. Call it at the start, or from time to time.
     ///
     /// ```no_run
     /// # use steadfast_cache::View;
@@ -105,9 +105,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 continue;
             }
             let mut tags = self.tags_of(&key, &name);
-            if let Some(there) = self.there(&name) {
-                add_tags(&mut tags, there.tag_names().iter().map(Vec::as_slice));
-            }
+            let own = tags.len();
+            take_over_tags(&mut tags, self.there(&name).as_deref());
             let life = self.life(&ttl, Some(&value));
             if life.keep.is_zero() {
                 continue;
@@ -128,6 +127,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             let warm = Warm {
                 name,
                 tags,
+                own,
                 bytes,
                 times,
                 entry,
@@ -138,6 +138,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 None => kept.push(warm),
             }
         }
+        drop(places);
         if let Some(window) = window {
             warmed.redis = self.fill_in_window(window, &whole, &mut kept, began).await;
         }
@@ -212,23 +213,35 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             replaces: Some(there),
         });
         let values: Vec<_> = values.collect();
-        redis.fill_in_window(window, &values).await
+        let filled = redis.fill_in_window(window, &values).await?;
+        for (warm, filled) in chunk.iter_mut().zip(&filled) {
+            if *filled == Filled::Overtaken {
+                // It lacks the tags of what came.
+                self.core().memory.remove_entry(&warm.entry);
+                warm.in_memory = false;
+            }
+        }
+        let stored = filled.iter().filter(|filled| **filled == Filled::Stored);
+        Ok(stored.count())
     }
 
-    /// Gives a value the tags of what lies in its place in Redis, and what memory holds of it too.
+    /// Gives a value the tags of what lies in its place, and what memory holds of it too.
     fn inherit(&self, whole: &WholeSnapshot, warm: &mut Warm, there: &Predecessor) {
-        let (cache, known) = (self.core(), warm.tags.len());
-        if !cache.sabotage.tags_stripped {
-            add_at_most(&mut warm.tags, there.tags.iter().map(Vec::as_slice));
+        if self.core().sabotage.tags_stripped {
+            return;
         }
+        let held = self.there(&warm.name);
+        let tags = inherited(&warm.tags, warm.own, there, held.as_deref());
+        let is_wider = tags.iter().any(|tag| !warm.tags.contains(tag));
+        warm.tags = tags;
         let first = warm.entry.clone();
-        let value = first.value::<V>().filter(|_| warm.tags.len() > known);
+        let value = first.value::<V>().filter(|_| is_wider);
         if let Some(value) = value.flatten().cloned() {
             let (tags, length) = (&warm.tags, warm.bytes.len());
             (warm.entry, warm.in_memory) =
                 self.keep_warm(whole, &warm.name, value, tags, warm.times, length);
             if !warm.in_memory {
-                cache.take_back(&warm.name, &first);
+                self.core().memory.remove_entry(&first);
             }
         }
     }
@@ -237,7 +250,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 /// A value to be put into Redis.
 struct Warm {
     name: Vec<u8>,
+    /// First those that are its own, of which there are so many.
     tags: Vec<Vec<u8>>,
+    own: usize,
     bytes: Bytes,
     times: Times,
     /// As it was put into memory.

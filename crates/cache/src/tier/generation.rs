@@ -23,6 +23,8 @@ pub(crate) struct Generations {
     keys: Box<[AtomicU32]>,
     tags: Box<[AtomicU32]>,
     proof_epoch: AtomicU64,
+    /// The number of times that any tag was invalidated.
+    tag_changes: AtomicU64,
     /// The number of times that everything was invalidated.
     clears: AtomicU64,
     hasher: foldhash::quality::RandomState,
@@ -62,6 +64,7 @@ impl Generations {
             keys: counters(),
             tags: counters(),
             proof_epoch: AtomicU64::new(0),
+            tag_changes: AtomicU64::new(0),
             clears: AtomicU64::new(0),
             hasher: foldhash::quality::RandomState::default(),
         }
@@ -111,8 +114,27 @@ impl Generations {
         snapshot
     }
 
+    /// Takes from all others that have begun the right to be kept, as long as it has that itself.
+    pub(crate) fn stay_ahead(&self, key: &[u8], mut snapshot: Snapshot) -> Snapshot {
+        let (seen, next) = (snapshot.key.seen, snapshot.key.seen.wrapping_add(1));
+        let counter = &self.keys[self.index(key)];
+        let order = Ordering::SeqCst;
+        if counter.compare_exchange(seen, next, order, order).is_ok() {
+            snapshot.key.seen = next;
+        }
+        snapshot
+    }
+
     pub(crate) fn bump_tag(&self, tag: &[u8]) {
+        // First: whoever has seen a counter after it was moved sees here that one was.
+        self.tag_changes.fetch_add(1, Ordering::SeqCst);
         self.tags[self.index(tag)].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The number of times that any tag was invalidated. If it has changed since, one may have been
+    /// whose counter was looked at only afterwards.
+    pub(crate) fn tag_changes(&self) -> u64 {
+        self.tag_changes.load(Ordering::SeqCst)
     }
 
     pub(crate) fn proof_epoch(&self) -> u64 {
@@ -273,6 +295,29 @@ mod tests {
         generations.bump_key(b"key");
         let invalidated = generations.overtake(b"key", invalidated);
         assert!(!generations.is_current(&invalidated));
+    }
+
+    #[test]
+    fn k6_who_stays_ahead_outdates_the_others_unless_it_is_outdated_itself() {
+        let generations = Generations::new();
+        let take = || generations.snapshot(b"key", &["tag"]);
+        let (older, newer) = (take(), take());
+        let newer = generations.stay_ahead(b"key", newer);
+        assert!(generations.is_current(&newer) && !generations.is_current(&older));
+        generations.bump_key(b"key");
+        let later = take();
+        let newer = generations.stay_ahead(b"key", newer);
+        assert!(!generations.is_current(&newer) && generations.is_current(&later));
+    }
+
+    #[test]
+    fn k11_that_some_tag_was_invalidated_shows() {
+        let generations = Generations::new();
+        let before = generations.tag_changes();
+        generations.bump_key(b"key");
+        assert_eq!(generations.tag_changes(), before);
+        generations.bump_tag(b"tag");
+        assert_ne!(generations.tag_changes(), before);
     }
 
     #[test]

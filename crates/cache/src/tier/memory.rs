@@ -94,7 +94,7 @@ impl Memory {
         if current {
             entry.published.store(true, Ordering::SeqCst);
         } else {
-            drop(shard.remove_if(hash, entry.key(), |there| Arc::ptr_eq(there, entry)));
+            self.remove_entry(entry);
         }
         is_held && current
     }
@@ -102,6 +102,12 @@ impl Memory {
     pub(crate) fn remove(&self, key: &[u8]) {
         let (shard, hash) = self.shard(key);
         drop(shard.remove_if(hash, key, |_| true));
+    }
+
+    /// Removes this very entry, if it is still there.
+    pub(crate) fn remove_entry(&self, entry: &Arc<Entry>) {
+        let (shard, hash) = self.shard(entry.key());
+        drop(shard.remove_if(hash, entry.key(), |there| Arc::ptr_eq(there, entry)));
     }
 
     pub(crate) fn clear(&self) {

@@ -25,7 +25,7 @@ mod verify;
 pub(crate) use allowance::RedisAllowance;
 pub(crate) use answer::{RedisFailure, SeenValue};
 pub(crate) use apply::apply_limit;
-pub(crate) use fill::{Fill, InWindow, Lease, Predecessor, WarmWindow};
+pub(crate) use fill::{Fill, Filled, InWindow, Lease, Predecessor, WarmWindow};
 pub(crate) use look::{Lookup, RedisValue, Unfit, Wanted};
 
 use std::sync::Arc;

@@ -297,11 +297,18 @@ mod tests {
             tags in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..40), any::<Token>()), 0..5),
             above in 0usize..5000,
             expires in 0u64..1 << 48,
+            cut: prop::sample::Index,
         ) {
             let written = envelope(payload, tags);
             let bytes = written.encode(above).unwrap();
             prop_assert_eq!(&Envelope::decode(&bytes, 4096).unwrap(), &written);
+            let names: Vec<_> = written.tags.iter().map(|(name, _)| name.to_vec()).collect();
+            prop_assert_eq!(&tags_in(&bytes), &names);
             let bytes = stamped(bytes, expires);
+            prop_assert_eq!(&tags_in(&bytes), &names);
+            // Of what is cut off, those that are whole.
+            let found = tags_in(&bytes[..cut.index(bytes.len())]);
+            prop_assert!(names.starts_with(&found));
             let written = Envelope { expires: Some(expires), ..written };
             prop_assert_eq!(Envelope::decode(&bytes, 4096), Ok(written));
         }
@@ -318,11 +325,11 @@ mod tests {
 
         #[test]
         fn k12_no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Envelope::decode(&bytes, 1000);
+            let _ = (Envelope::decode(&bytes, 1000), tags_in(&bytes));
             let mut valid_sum = vec![UNSTAMPED, bytes.first().copied().unwrap_or(0)];
             valid_sum.extend(checksum(valid_sum[1], &bytes).to_le_bytes());
             valid_sum.extend(&bytes);
-            let _ = Envelope::decode(&valid_sum, 1000);
+            let _ = (Envelope::decode(&valid_sum, 1000), tags_in(&valid_sum));
             let _ = Envelope::decode(&stamped(valid_sum, 1), 1000);
         }
     }

@@ -48,13 +48,31 @@ pub(crate) struct InWindow<'a> {
     pub(crate) replaces: Option<&'a Predecessor>,
 }
 
-/// What lay in the place of a value before, and hands its tags on.
+/// The outcome of storing a value in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filled {
+    Stored,
+    /// It was invalidated since the window began, or may have been.
+    Refused,
+    /// Another value has taken the place since that was looked at.
+    Overtaken,
+}
+
+/// The value that lay in the place of another before, and hands its tags on.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     /// Its first bytes; none if there was nothing.
     head: Vec<u8>,
     /// The names of its tags; of very many or long ones only the first.
     pub(crate) tags: Vec<Vec<u8>>,
+}
+
+#[cfg(test)]
+impl Predecessor {
+    pub(crate) fn with_tags(tags: Vec<Vec<u8>>) -> Self {
+        let head = Vec::new();
+        Self { head, tags }
+    }
 }
 
 /// A value to be stored.
@@ -207,12 +225,12 @@ impl RedisTier {
         Ok(())
     }
 
-    /// Stores values loaded in that window; answers how many Redis took.
+    /// Stores values loaded in that window; answers what became of each.
     pub(crate) async fn fill_in_window(
         &self,
         window: &mut WarmWindow,
         values: &[InWindow<'_>],
-    ) -> RedisResult<usize> {
+    ) -> RedisResult<Vec<Filled>> {
         self.learn_tokens(window, values).await?;
         let window = &*window;
         let epoch = &window.epoch_view.epoch;
@@ -244,7 +262,12 @@ impl RedisTier {
         let count = stored.iter().filter(|stored| **stored == 1).count();
         self.stats.fills(true).add(count as u64);
         self.stats.fills(false).add((stored.len() - count) as u64);
-        Ok(count)
+        let filled = stored.into_iter().map(|stored| match stored {
+            1 => Filled::Stored,
+            -1 => Filled::Overtaken,
+            _ => Filled::Refused,
+        });
+        Ok(filled.collect())
     }
 
     /// Prepares for a value that was known when this was called, and takes the place of whatever is

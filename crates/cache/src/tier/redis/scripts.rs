@@ -153,8 +153,8 @@ end "
 
 /// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the window's watermark, bytes,
 /// ms, the head that was seen or `*`, the names that govern the value. Refuses what was invalidated
-/// since the window began, and everything if the logs do not reach from there up to now. Refuses
-/// too if another value is there than was seen, whose tags are not known; not if none is there.
+/// since the window began, and everything if the logs do not reach from there up to now. Answers -1
+/// if another value is there than was seen, whose tags are not known; not if none is there.
 pub(super) const FILL_IN_WINDOW: &str = concat!(
     stamped!(),
     "\
@@ -176,7 +176,7 @@ if at ~= ARGV[2] then \
 end \
 if ARGV[5] ~= '*' then \
   local head = redis.pcall('GETRANGE', KEYS[3], 0, 5) \
-  if type(head) == 'string' and head ~= '' and head ~= ARGV[5] then return 0 end \
+  if type(head) == 'string' and head ~= '' and head ~= ARGV[5] then return -1 end \
 end \
 redis.call('SET', KEYS[3], stamped(ARGV[3], ARGV[4]), 'PX', ARGV[4]) \
 return 1"

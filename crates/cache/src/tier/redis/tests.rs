@@ -1,5 +1,5 @@
 //! What an answer is worth that another server gives than the one that was asked; and what Redis
-//! cannot know of a value that is put.
+//! cannot know of a value that is put or warmed.
 #![allow(clippy::unwrap_used)]
 
 use futures_util::FutureExt;
@@ -137,14 +137,14 @@ async fn scripts(server: &steadfast_drill::process::Redis) -> u64 {
 }
 
 /// A process that does not know under which tags another has stored what it puts.
-struct Putting {
+struct Replacing {
     server: steadfast_drill::process::Redis,
     folder: tempfile::TempDir,
     other: Cache,
     cache: Cache,
 }
 
-impl Putting {
+impl Replacing {
     async fn start() -> Self {
         let server = steadfast_drill::process::Redis::start().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -190,18 +190,26 @@ impl Putting {
         let before = scripts(&self.server).await;
         let mut work = Box::pin(work);
         while scripts(&self.server).await < before + scripts_run {
-            assert!((&mut work).now_or_never().is_none(), "it is not done yet");
+            if let Some(ended) = (&mut work).now_or_never() {
+                assert_eq!(scripts(&self.server).await, before + scripts_run);
+                act.await;
+                return ended;
+            }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         act.await;
         work.await
     }
 
-    /// The tag is invalidated by the other process, and this one hears of it.
     async fn invalidate_red(&self) {
-        let red = [crate::target::Target::tag("red")];
-        let stripes = self.cache.inner.generations.tag_stripes(&["red"]);
-        self.other.invalidate(&red).await.unwrap();
+        self.invalidate("red").await;
+    }
+
+    /// The tag is invalidated by the other process, and this one hears of it.
+    async fn invalidate(&self, tag: &str) {
+        let stripes = self.cache.inner.generations.tag_stripes(&[tag]);
+        let target = crate::target::Target::tag(tag);
+        self.other.invalidate(&[target]).await.unwrap();
         until("it is heard of", || {
             !self.cache.inner.generations.tags_are_current(&stripes)
         })
@@ -217,7 +225,7 @@ impl Putting {
 #[tokio::test]
 async fn k11_a_tag_that_is_found_in_redis_governs_what_is_put_from_then_on() {
     for scripts_run in 1..=4 {
-        let site = Putting::start().await;
+        let site = Replacing::start().await;
         let put = site.act_after(scripts_run, site.invalidate_red()).await;
         assert_eq!(put.redis, scripts_run == 4, "{scripts_run}");
         let third = cache_of(&site.folder, &site.server.url()).await;
@@ -231,7 +239,7 @@ async fn k11_a_tag_that_is_found_in_redis_governs_what_is_put_from_then_on() {
 /// nothing has happened.
 #[tokio::test]
 async fn k11_what_is_put_does_not_outlive_a_tag_found_in_redis_that_waits_to_be_invalidated() {
-    let site = Putting::start().await;
+    let site = Replacing::start().await;
     let relay = site.cache.inner.relay.as_ref().unwrap();
     let red = [crate::target::Target::tag("red")];
     relay.pending.add(&red, u64::MAX);
@@ -243,7 +251,7 @@ async fn k11_what_is_put_does_not_outlive_a_tag_found_in_redis_that_waits_to_be_
 /// The value was loaded before, and is known to carry the tag only once Redis has been looked at.
 #[tokio::test]
 async fn k11_a_tag_that_is_found_in_redis_governs_what_was_warmed_before() {
-    let site = Putting::start().await;
+    let site = Replacing::start().await;
     let warmed = site.act_while_warming(1, site.invalidate_red()).await;
     assert_eq!((warmed.memory, warmed.redis), (0, 0));
     assert!(site.users().peek(7).await.is_none());
@@ -252,7 +260,7 @@ async fn k11_a_tag_that_is_found_in_redis_governs_what_was_warmed_before() {
 /// Its tags are not known.
 #[tokio::test]
 async fn k11_what_is_warmed_does_not_take_the_place_of_what_came_since_it_looked() {
-    let site = Putting::start().await;
+    let site = Replacing::start().await;
     let comes = async {
         let blue = site.other.view::<String>("user").unwrap().tag("blue");
         let load = || async { Ok(Some("blue".to_owned())) };
@@ -260,17 +268,78 @@ async fn k11_what_is_warmed_does_not_take_the_place_of_what_came_since_it_looked
         site.other.finish_loads(Duration::from_secs(60)).await;
     };
     let warmed = site.act_while_warming(2, comes).await;
-    assert_eq!(warmed.redis, 0);
+    assert_eq!((warmed.memory, warmed.redis), (0, 0));
     let third = cache_of(&site.folder, &site.server.url()).await;
     let held = third.view::<String>("user").unwrap().peek(7).await.unwrap();
     assert_eq!(held.value.as_deref(), Some("blue"));
+}
+
+/// It was invalidated, and heard of, before this process knew that the value carries it. If Redis
+/// does not say whether that was so, memory does not hold the value.
+#[tokio::test]
+async fn k11_what_is_put_under_a_tag_that_may_have_been_invalidated_stays_only_if_redis_takes_it() {
+    let site = Replacing::start().await;
+    let (memory, generations) = (&site.cache.inner.memory, &site.cache.inner.generations);
+    let is_held = || memory.get::<&str>(b"user:7", &[], generations).is_some();
+    let before = scripts(&site.server).await;
+    let users = site.users();
+    let mut put = Box::pin(users.put(7, "new".to_owned()));
+    while scripts(&site.server).await == before {
+        assert!((&mut put).now_or_never().is_none());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(is_held(), "at once");
+    site.invalidate_red().await;
+    while is_held() && (&mut put).now_or_never().is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(put);
+    assert!(!is_held());
+}
+
+#[tokio::test]
+async fn k11_what_is_put_while_another_tag_is_invalidated_is_in_memory_once_redis_has_taken_it() {
+    let site = Replacing::start().await;
+    let put = site.act_after(1, site.invalidate("another")).await;
+    assert!(put.memory && put.redis, "{put:?}");
+    let held = site.users().peek(7).await.unwrap();
+    assert_eq!(held.source, Source::Memory);
+}
+
+/// It is stored after the look at Redis, which does not know of it.
+#[tokio::test]
+async fn k11_what_is_put_carries_the_tags_of_what_came_into_memory_meanwhile() {
+    let site = Replacing::start().await;
+    let comes = async {
+        let blue = site.users().tag("blue");
+        let load = || async { Ok(Some("blue".to_owned())) };
+        blue.get(7, load).await.unwrap();
+    };
+    let put = site.act_after(2, comes).await;
+    assert!(put.memory, "{put:?}");
+    let held = site.users().peek(7).await.unwrap();
+    assert_eq!(held.value.as_deref(), Some("new"));
+    site.invalidate("blue").await;
+    assert!(site.users().peek(7).await.is_none());
+}
+
+/// A reader that began while the value was put, and is answered after it.
+#[tokio::test]
+async fn k6_a_reader_that_is_answered_after_a_put_has_found_the_tags_does_not_bring_the_old_back() {
+    let site = Replacing::start().await;
+    let generations = &site.cache.inner.generations;
+    let mut begun = None;
+    let begins = async { begun = Some(generations.snapshot(b"user:7", &["red"])) };
+    let put = site.act_after(1, begins).await;
+    assert!(put.memory && put.redis, "{put:?}");
+    assert!(!generations.is_current(&begun.unwrap()));
 }
 
 /// It names the tag, so that it is not content with what was put first.
 #[tokio::test]
 async fn k6_a_reader_that_finds_in_redis_what_is_being_replaced_does_not_bring_it_back() {
     for scripts_run in 1..=2 {
-        let site = Putting::start().await;
+        let site = Replacing::start().await;
         let reads = async {
             let tagged = site.users().tag("red");
             tagged.peek(7).await.expect("it is there yet");
@@ -285,7 +354,7 @@ async fn k6_a_reader_that_finds_in_redis_what_is_being_replaced_does_not_bring_i
 #[tokio::test]
 async fn k6_a_put_that_is_given_up_leaves_in_memory_what_was_put() {
     for scripts_run in 1..=3 {
-        let site = Putting::start().await;
+        let site = Replacing::start().await;
         let users = site.users();
         let before = scripts(&site.server).await;
         let mut put = Box::pin(users.put(7, "new".to_owned()));
@@ -303,7 +372,7 @@ async fn k6_a_put_that_is_given_up_leaves_in_memory_what_was_put() {
 #[tokio::test]
 async fn k6_a_put_that_is_overtaken_by_another_takes_nothing_back() {
     for scripts_run in 1..=4 {
-        let site = Putting::start().await;
+        let site = Replacing::start().await;
         let later = async {
             let later = site.users().put(7, "later".to_owned()).await;
             assert!(later.memory, "{scripts_run}");
