@@ -34,7 +34,8 @@ pub struct Answer<V> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-// Together with the reason as wide as a word, which is how they are copied.
+// Four bytes, as the reason: together one word. A processor waits when it copies as a word what was
+// just written as two bytes.
 #[repr(u32)]
 pub enum Source {
     /// This process's memory.

@@ -17,7 +17,7 @@ pub(super) enum Glancing<A, G, O, R> {
     /// The arguments, the glance, and how it reads on after that.
     Asked(A, G, O),
     /// In a box, so that the future of a hit, which nearly all of them are, is small. None if it
-    /// has ended with a glance.
+    /// has ended.
     ReadingOn(Option<Pin<Box<R>>>),
 }
 
@@ -73,14 +73,17 @@ where
         nothing_held: bool,
         context: &mut Context<'_>,
     ) -> Poll<Result<Answer<V>, CacheError>> {
-        if let Self::Asked(..) = self
-            && let Self::Asked(asked, _, otherwise) = mem::replace(self, Self::ReadingOn(None))
-        {
-            *self = Self::ReadingOn(Some(Box::pin(otherwise(asked, nothing_held))));
+        let reading_on = match mem::replace(self, Self::ReadingOn(None)) {
+            Self::Asked(asked, _, otherwise) => Some(Box::pin(otherwise(asked, nothing_held))),
+            Self::ReadingOn(reading_on) => reading_on,
+        };
+        let Some(mut reading_on) = reading_on else {
+            return Poll::Ready(Err(CacheError::Abandoned));
+        };
+        let answer = reading_on.as_mut().poll(context);
+        if answer.is_pending() {
+            *self = Self::ReadingOn(Some(reading_on));
         }
-        match self {
-            Self::ReadingOn(Some(reading_on)) => reading_on.as_mut().poll(context),
-            _ => Poll::Ready(Err(CacheError::Abandoned)),
-        }
+        answer
     }
 }

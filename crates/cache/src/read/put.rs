@@ -152,13 +152,13 @@ impl<V: Clone + Send + Sync + 'static> Putting<'_, V> {
         let waits = cache.is_pending(None, &found);
         // One of them may have been invalidated before its counter was looked at: Redis can tell.
         let is_unsure = !found.is_empty() && cache.generations.tag_changes() != changes;
-        let mut wider = first.clone();
-        if !found.is_empty() {
-            wider = self.entry(first.value::<V>().flatten().cloned());
+        let value = || first.value::<V>().flatten().cloned();
+        let wider = (!found.is_empty()).then(|| self.entry(value()));
+        if let Some(wider) = &wider {
             // Whoever has begun to read before may bring what Redis still holds, and so may who
             // begins before the entry is there.
             self.stay_ahead();
-            put.memory = !waits && !is_unsure && self.insert(&wider);
+            put.memory = !waits && !is_unsure && self.insert(wider);
             self.stay_ahead();
             if !put.memory {
                 // It would outlive the invalidation of a tag that was found.
@@ -174,7 +174,7 @@ impl<V: Clone + Send + Sync + 'static> Putting<'_, V> {
             Ok(filled) => put.redis = filled == [Filled::Stored],
             Err(trouble) => cache.pass_by_redis(&trouble),
         }
-        if put.redis && is_unsure {
+        if let Some(wider) = wider.filter(|_| put.redis && is_unsure) {
             put.memory = self.insert(&wider);
         }
         put

@@ -466,7 +466,7 @@ mod tests {
             assert_eq!(answer.source, source);
             cache.finish_loads(Duration::from_secs(60)).await;
             assert_eq!(Arc::strong_count(&permit), 1, "{source:?}");
-            drop(read);
+            assert!(matches!(read.await, Err(CacheError::Abandoned)), "again");
         }
     }
 }

@@ -37,8 +37,8 @@ pub struct Warmed {
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
-    /// an invalidation overtook meanwhile is left out. What takes the place of a value, in memory or
-    /// in Redis, carries its tags too. Of a key that is there twice the last value that can be
+    /// an invalidation overtook meanwhile is left out. What takes the place of a value, in memory
+    /// or in Redis, carries its tags too. Of a key that is there twice the last value that can be
     /// kept counts. Call it at the start, or from time to time.
     ///
     /// ```no_run

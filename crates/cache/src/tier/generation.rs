@@ -114,7 +114,8 @@ impl Generations {
         snapshot
     }
 
-    /// Takes from all others that have begun the right to be kept, as long as it has that itself.
+    /// Outdates all other snapshots of the key, unless this one is outdated itself: then nothing
+    /// changes, so that who was overtaken does not overtake. Returns its snapshot from now on.
     pub(crate) fn stay_ahead(&self, key: &[u8], mut snapshot: Snapshot) -> Snapshot {
         let (seen, next) = (snapshot.key.seen, snapshot.key.seen.wrapping_add(1));
         let counter = &self.keys[self.index(key)];
