@@ -89,6 +89,8 @@ pub struct Database {
     #[cfg(feature = "postgres")]
     plain: Arc<PgConnectOptions>,
     pinger: Pinger,
+    #[cfg(feature = "sqlite")]
+    writers: sqlite::WriteQueue,
     /// Set once a SQLite file is there.
     opened: Arc<OnceCell<()>>,
     query_limit: Duration,
@@ -165,6 +167,8 @@ impl Database {
             #[cfg(feature = "postgres")]
             plain: Arc::new(plain),
             pinger: Pinger::default(),
+            #[cfg(feature = "sqlite")]
+            writers: sqlite::WriteQueue::default(),
             opened: Arc::default(),
             query_limit: options.query_limit,
             statement_limit: options.statement_limit,
@@ -229,6 +233,8 @@ impl Database {
             #[cfg(feature = "postgres")]
             plain: Arc::new(plain),
             pinger: Pinger::default(),
+            #[cfg(feature = "sqlite")]
+            writers: sqlite::WriteQueue::default(),
             opened: Arc::new(OnceCell::new_with(Some(()))),
             query_limit: defaults.query_limit,
             statement_limit: defaults.statement_limit,
@@ -257,7 +263,8 @@ impl Database {
 
     /// Begins a transaction that is about to write. On SQLite it takes the write lock at once
     /// (`BEGIN IMMEDIATE`), since a transaction that reads first and writes later can fail half
-    /// way.
+    /// way; those of this process that want it stand in line, and take a connection when it is
+    /// their turn.
     ///
     /// # Errors
     /// [`SourceError::Timeout`], or what the database said.
@@ -267,7 +274,9 @@ impl Database {
             self.opened().await?;
             Ok(match self.pool {
                 #[cfg(feature = "sqlite")]
-                Pool::Sqlite(ref pool) => Tx::Sqlite(sqlite::begin(pool, limit).await?),
+                Pool::Sqlite(ref pool) => {
+                    Tx::Sqlite(sqlite::begin(pool, &self.writers, limit).await?)
+                }
                 #[cfg(feature = "mysql")]
                 Pool::MySql(ref pool) => Tx::MySql(mysql::begin(pool, limit).await?),
                 #[cfg(feature = "postgres")]

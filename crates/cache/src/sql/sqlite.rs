@@ -1,5 +1,9 @@
 //! SQLite: a file in WAL mode, so that readers do not wait for the one writer.
 
+mod write_queue;
+
+pub(super) use write_queue::{WriteQueue, WriteTurn};
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -42,6 +46,7 @@ impl sealed::Sealed for Sqlite {}
 
 impl Kind for Sqlite {
     type Stop = Arc<AtomicBool>;
+    type Turn = WriteTurn;
 
     async fn stop(stop: &Self::Stop) {
         stop.store(true, Relaxed);
@@ -83,9 +88,15 @@ pub(super) async fn read(
     result
 }
 
-/// Begins a transaction that is about to write.
-pub(super) async fn begin(pool: &SqlitePool, limit: Duration) -> Result<Lent<Sqlite>, SourceError> {
+/// Begins a transaction that is about to write, when it is its turn.
+pub(super) async fn begin(
+    pool: &SqlitePool,
+    writers: &WriteQueue,
+    limit: Duration,
+) -> Result<Lent<Sqlite>, SourceError> {
+    let turn = writers.turn().await;
     let mut held = taken(pool, limit).await?;
+    held.has_turn(turn);
     held.begin("BEGIN IMMEDIATE").await?;
     Ok(held)
 }
