@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-#[cfg(feature = "sqlite")]
 use crate::clock::clock;
 use crate::sql::{Database, Param, Pool, Reserved, Session, SessionLimits, SourceError, within};
 use crate::target::Target;
@@ -314,6 +313,10 @@ impl Outbox {
         let [before, watermark] =
             [batch.watermark, watermark].map(|at| i64::try_from(at).unwrap_or(i64::MAX));
         self.within(async {
+            #[allow(
+                clippy::infallible_destructuring_match,
+                reason = "without SQLite there is one kind of turn only"
+            )]
             let mut session = match batch.turn {
                 Turn::Locked(session) => session,
                 #[cfg(feature = "sqlite")]

@@ -62,8 +62,10 @@ mod tests {
     /// A database in a file, with four connections.
     async fn database(folder: &tempfile::TempDir) -> Database {
         let url = format!("sqlite://{}", folder.path().join("app.db").display());
-        let mut options = DatabaseOptions::default();
-        options.max_connections = 4;
+        let options = DatabaseOptions {
+            max_connections: 4,
+            ..DatabaseOptions::default()
+        };
         let database = Database::connect(&url, options).unwrap();
         let mut tx = database.begin().await.unwrap();
         let sql = "CREATE TABLE writes (writer INTEGER)";
