@@ -275,7 +275,8 @@ impl Database {
             Ok(match self.pool {
                 #[cfg(feature = "sqlite")]
                 Pool::Sqlite(ref pool) => {
-                    Tx::Sqlite(sqlite::begin(pool, &self.writers, limit).await?)
+                    let turn = (&self.writers, self.query_limit / 2);
+                    Tx::Sqlite(sqlite::begin(pool, turn, limit).await?)
                 }
                 #[cfg(feature = "mysql")]
                 Pool::MySql(ref pool) => Tx::MySql(mysql::begin(pool, limit).await?),

@@ -88,15 +88,19 @@ pub(super) async fn read(
     result
 }
 
-/// Begins a transaction that is about to write, when it is its turn.
+/// Begins a transaction that is about to write, when it is its turn. Who has waited for that so
+/// long, for its `patience`, asks SQLite all the same: it may be the turn of somebody whose runtime
+/// nobody drives.
 pub(super) async fn begin(
     pool: &SqlitePool,
-    writers: &WriteQueue,
+    (writers, patience): (&WriteQueue, Duration),
     limit: Duration,
 ) -> Result<Lent<Sqlite>, SourceError> {
-    let turn = writers.turn().await;
+    let turn = tokio::time::timeout(patience, writers.turn()).await;
     let mut held = taken(pool, limit).await?;
-    held.has_turn(turn);
+    if let Ok(turn) = turn {
+        held.has_turn(turn);
+    }
     held.begin("BEGIN IMMEDIATE").await?;
     Ok(held)
 }

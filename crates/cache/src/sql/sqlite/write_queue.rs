@@ -57,7 +57,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::sql::{Database, DatabaseOptions, SourceError};
+    use crate::sql::{Database, DatabaseOptions, SessionLimits, SourceError};
 
     /// A database in a file, with four connections.
     async fn database(folder: &tempfile::TempDir) -> Database {
@@ -120,6 +120,21 @@ mod tests {
         let rows = database.select("SELECT writer FROM writes", &[]).await;
         let rows = rows.unwrap();
         assert_eq!((rows.len(), &rows[0]["writer"]), (1, &2.into()));
+    }
+
+    /// Of somebody whose runtime nobody drives, say.
+    #[tokio::test]
+    async fn k13_a_turn_that_is_never_given_back_ends_no_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = database(&folder).await;
+        let limits = SessionLimits {
+            lock: Duration::from_millis(50),
+            idle: Duration::from_secs(60),
+        };
+        let _parked = database.writers.turn().await;
+        write(&database, 1).await.unwrap();
+        let relay = database.reserve(1, limits).begin().await.unwrap();
+        relay.rollback().await.unwrap();
     }
 
     #[tokio::test]
