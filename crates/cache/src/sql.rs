@@ -89,8 +89,6 @@ pub struct Database {
     #[cfg(feature = "postgres")]
     plain: Arc<PgConnectOptions>,
     pinger: Pinger,
-    #[cfg(feature = "sqlite")]
-    writers: sqlite::WriteQueue,
     /// Set once a SQLite file is there.
     opened: Arc<OnceCell<()>>,
     query_limit: Duration,
@@ -167,8 +165,6 @@ impl Database {
             #[cfg(feature = "postgres")]
             plain: Arc::new(plain),
             pinger: Pinger::default(),
-            #[cfg(feature = "sqlite")]
-            writers: sqlite::WriteQueue::default(),
             opened: Arc::default(),
             query_limit: options.query_limit,
             statement_limit: options.statement_limit,
@@ -233,8 +229,6 @@ impl Database {
             #[cfg(feature = "postgres")]
             plain: Arc::new(plain),
             pinger: Pinger::default(),
-            #[cfg(feature = "sqlite")]
-            writers: sqlite::WriteQueue::default(),
             opened: Arc::new(OnceCell::new_with(Some(()))),
             query_limit: defaults.query_limit,
             statement_limit: defaults.statement_limit,
@@ -263,8 +257,7 @@ impl Database {
 
     /// Begins a transaction that is about to write. On SQLite it takes the write lock at once
     /// (`BEGIN IMMEDIATE`), since a transaction that reads first and writes later can fail half
-    /// way; those of this process that want it stand in line, and take a connection when it is
-    /// their turn.
+    /// way.
     ///
     /// # Errors
     /// [`SourceError::Timeout`], or what the database said.
@@ -274,10 +267,7 @@ impl Database {
             self.opened().await?;
             Ok(match self.pool {
                 #[cfg(feature = "sqlite")]
-                Pool::Sqlite(ref pool) => {
-                    let turn = (&self.writers, self.query_limit / 2);
-                    Tx::Sqlite(sqlite::begin(pool, turn, limit).await?)
-                }
+                Pool::Sqlite(ref pool) => Tx::Sqlite(sqlite::begin(pool, limit).await?),
                 #[cfg(feature = "mysql")]
                 Pool::MySql(ref pool) => Tx::MySql(mysql::begin(pool, limit).await?),
                 #[cfg(feature = "postgres")]

@@ -34,10 +34,6 @@ pub trait Kind: Database<Connection: Connection<Database = Self>> + sealed::Seal
     #[doc(hidden)]
     type Stop: Send + Sync + 'static;
 
-    /// The right to write, where one at a time has it.
-    #[doc(hidden)]
-    type Turn: Send + Sync + 'static;
-
     #[doc(hidden)]
     fn stop(stop: &Self::Stop) -> impl Future<Output = ()> + Send;
 }
@@ -55,7 +51,6 @@ pub struct Lent<D: Kind> {
     own: bool,
     limit: Duration,
     slot: Option<Arc<LoadSlot>>,
-    turn: Option<D::Turn>,
     /// The runtime in which it was taken.
     runtime: Option<Handle>,
 }
@@ -84,7 +79,6 @@ impl<D: Kind> Lent<D> {
             own: true,
             limit,
             slot: guard::current(),
-            turn: None,
             runtime: Handle::try_current().ok(),
         }
     }
@@ -92,12 +86,6 @@ impl<D: Kind> Lent<D> {
     /// Tells how to stop what will be run.
     pub(super) fn can_be_stopped(&mut self, stop: D::Stop) {
         self.stop = Some(stop);
-    }
-
-    /// Keeps the right to write until what is written has been ended.
-    #[cfg(feature = "sqlite")]
-    pub(super) fn has_turn(&mut self, turn: D::Turn) {
-        self.turn = Some(turn);
     }
 
     /// Tells that the session behind the connection is shared with others, so that nothing may be
@@ -195,20 +183,19 @@ impl<D: Kind> Drop for Lent<D> {
             return;
         };
         if self.state != State::Free {
-            let (stop, state) = (self.stop.take(), self.state);
-            let kept = (self.slot.take(), self.turn.take());
-            runtime.spawn(settle::<D>(connection, stop, state, kept));
+            let (stop, state, slot) = (self.stop.take(), self.state, self.slot.take());
+            runtime.spawn(settle::<D>(connection, stop, state, slot));
         }
     }
 }
 
 /// Ends what a connection is in the midst of; it goes back to the pool if that is known to have
-/// gone well. What it `kept` from others is given back then.
+/// gone well.
 async fn settle<D: Kind>(
     mut connection: PoolConnection<D>,
     stop: Option<D::Stop>,
     state: State,
-    kept: (Option<Arc<LoadSlot>>, Option<D::Turn>),
+    slot: Option<Arc<LoadSlot>>,
 ) {
     if state == State::Open && is_rolled_back::<D>(&mut connection).await {
         return;
@@ -217,7 +204,7 @@ async fn settle<D: Kind>(
         let _ = tokio::time::timeout(STOPPING, end::<D>(&mut connection, &stop)).await;
     }
     let _ = tokio::time::timeout(CLOSING, connection.close()).await;
-    drop(kept);
+    drop(slot);
 }
 
 /// Stops what a connection runs, again and again until it has ended: a server that is told before

@@ -63,7 +63,6 @@ impl sealed::Sealed for MySql {}
 
 impl Kind for MySql {
     type Stop = (Arc<MySqlConnectOptions>, u64);
-    type Turn = ();
 
     async fn stop((options, id): &Self::Stop) {
         let stopping = async {

@@ -68,7 +68,6 @@ impl sealed::Sealed for Postgres {}
 
 impl Kind for Postgres {
     type Stop = (Arc<PgConnectOptions>, i32);
-    type Turn = ();
 
     async fn stop((options, pid): &Self::Stop) {
         let stopping = async {

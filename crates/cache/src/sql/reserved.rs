@@ -9,8 +9,6 @@
 //! but closed, which ends its transaction too.
 
 use std::time::Duration;
-#[cfg(feature = "sqlite")]
-use std::time::Instant;
 
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, FromRow};
@@ -20,8 +18,6 @@ use crate::clock::clock;
 
 #[cfg(feature = "postgres")]
 use super::postgres;
-#[cfg(feature = "sqlite")]
-use super::sqlite::WriteTurn;
 use super::{Database, Executed, Param, Pool, SourceError};
 
 /// A small pool of the cache's own.
@@ -50,9 +46,6 @@ pub(crate) struct SessionLimits {
 pub(crate) struct Session {
     connection: Option<AnyConnection>,
     ended: bool,
-    /// The right to write to the file, kept until the transaction has ended.
-    #[cfg(feature = "sqlite")]
-    _turn: Option<WriteTurn>,
 }
 
 #[derive(Debug)]
@@ -141,8 +134,6 @@ impl Reserved {
         Ok(Session {
             connection: Some(connection),
             ended: false,
-            #[cfg(feature = "sqlite")]
-            _turn: None,
         })
     }
 
@@ -165,11 +156,12 @@ impl Reserved {
 
     /// Begins a transaction that is about to write, under the limits, in one round trip.
     pub(crate) async fn begin(&self) -> Result<Session, SourceError> {
+        let mut session = self.session().await?;
         #[cfg(feature = "sqlite")]
         if matches!(self.pool, Pool::Sqlite(_)) {
-            return self.begin_on_sqlite().await;
+            session.begin_impatiently(self.limits.lock).await?;
+            return Ok(session);
         }
-        let mut session = self.session().await?;
         let sql: String = match self.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => String::new(),
@@ -179,19 +171,6 @@ impl Reserved {
             Pool::MySql(_) => format!("{}; START TRANSACTION", self.limits()),
         };
         session.run(&sql).await?;
-        Ok(session)
-    }
-
-    /// The same, ahead of the application's own. Who has waited in vain for its turn asks SQLite all
-    /// the same, and hears that the file is busy.
-    #[cfg(feature = "sqlite")]
-    async fn begin_on_sqlite(&self) -> Result<Session, SourceError> {
-        let give_up = clock() + self.limits.lock;
-        let turn = self.database.writers.turn_ahead();
-        let turn = tokio::time::timeout_at(give_up.into(), turn).await.ok();
-        let mut session = self.session().await?;
-        session._turn = turn;
-        session.begin_impatiently(self.limits.lock, give_up).await?;
         Ok(session)
     }
 
@@ -243,16 +222,13 @@ impl Session {
     /// second, so that among many writers whoever has waited longest has the least chance. Here the
     /// waiting starts anew before its pauses are long.
     #[cfg(feature = "sqlite")]
-    async fn begin_impatiently(
-        &mut self,
-        limit: Duration,
-        give_up: Instant,
-    ) -> Result<(), SourceError> {
+    async fn begin_impatiently(&mut self, limit: Duration) -> Result<(), SourceError> {
         let begin = format!(
             "PRAGMA busy_timeout = {}; BEGIN IMMEDIATE; PRAGMA busy_timeout = {}",
             IMPATIENT.as_millis(),
             limit.as_millis()
         );
+        let give_up = clock() + limit;
         loop {
             match self.run(&begin).await {
                 Err(error) if error.is_of_a_busy_file() && clock() < give_up => {}

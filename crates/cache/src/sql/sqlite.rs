@@ -1,9 +1,5 @@
 //! SQLite: a file in WAL mode, so that readers do not wait for the one writer.
 
-mod write_queue;
-
-pub(super) use write_queue::{WriteQueue, WriteTurn};
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -46,7 +42,6 @@ impl sealed::Sealed for Sqlite {}
 
 impl Kind for Sqlite {
     type Stop = Arc<AtomicBool>;
-    type Turn = WriteTurn;
 
     async fn stop(stop: &Self::Stop) {
         stop.store(true, Relaxed);
@@ -88,19 +83,9 @@ pub(super) async fn read(
     result
 }
 
-/// Begins a transaction that is about to write, when it is its turn. Who has waited for that so
-/// long, for its `patience`, asks SQLite all the same: it may be the turn of somebody whose runtime
-/// nobody drives.
-pub(super) async fn begin(
-    pool: &SqlitePool,
-    (writers, patience): (&WriteQueue, Duration),
-    limit: Duration,
-) -> Result<Lent<Sqlite>, SourceError> {
-    let turn = tokio::time::timeout(patience, writers.turn()).await;
+/// Begins a transaction that is about to write.
+pub(super) async fn begin(pool: &SqlitePool, limit: Duration) -> Result<Lent<Sqlite>, SourceError> {
     let mut held = taken(pool, limit).await?;
-    if let Ok(turn) = turn {
-        held.has_turn(turn);
-    }
     held.begin("BEGIN IMMEDIATE").await?;
     Ok(held)
 }
