@@ -18,9 +18,10 @@ pub(crate) mod failures;
 pub(crate) mod nesting;
 
 use std::any::TypeId;
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -165,7 +166,7 @@ pub(crate) struct Loaded {
 /// A place on a flight.
 pub(crate) enum Join {
     /// A flight that nobody joins before its reader has looked at Redis and let it be led.
-    Looking(Leader, Follower),
+    Looking(Leader),
     Leader(Leader, Follower),
     Joined(Follower),
 }
@@ -192,6 +193,10 @@ pub(crate) struct Leader {
     flight: Arc<Flight>,
     flights: Arc<Flights>,
     in_table: bool,
+    /// Whether counters of tags were added to those of the snapshot.
+    carries_more: AtomicBool,
+    /// Whether there is nobody to be told of its end.
+    unfollowed: bool,
 }
 
 impl Flights {
@@ -245,13 +250,15 @@ impl Flights {
         }
         let is_free = there.is_none();
         let tags = with_those_of(there, cargo, tags);
-        let (leader, follower) = self.take_off(now, key, cargo, tags, world.0, true);
         if may_look && is_free {
-            *leader.flight.led_by.lock() = LedBy::Looking;
+            let by = LedBy::Looking;
+            let leader = self.take_off(now, key, cargo, tags, world.0, by);
             shard.insert(UnderItsKey(leader.flight.clone()));
-            return Join::Looking(leader, follower);
+            return Join::Looking(leader);
         }
+        let leader = self.take_off(now, key, cargo, tags, world.0, LedBy::Led);
         leader.flight.enter(&mut shard);
+        let follower = leader.follower();
         Join::Leader(leader, follower)
     }
 
@@ -283,16 +290,21 @@ impl Flights {
         generations: &Generations,
         in_table: bool,
     ) -> (Leader, Follower) {
-        let now = Monotonic::now();
-        if !in_table {
+        let (now, by) = (Monotonic::now(), LedBy::Led);
+        let leader = if in_table {
+            let mut shard = self.shard(key).lock();
+            let there = shard.get(key).map(|there| &there.0);
+            let tags = with_those_of(there, cargo, tags);
+            let leader = self.take_off(now, key, cargo, tags, generations, by);
+            leader.flight.enter(&mut shard);
+            leader
+        } else {
             let tags = with_those_of(None, cargo, tags);
-            return self.take_off(now, key, cargo, tags, generations, in_table);
-        }
-        let mut shard = self.shard(key).lock();
-        let there = shard.get(key).map(|there| &there.0);
-        let tags = with_those_of(there, cargo, tags);
-        let (leader, follower) = self.take_off(now, key, cargo, tags, generations, in_table);
-        leader.flight.enter(&mut shard);
+            let mut leader = self.take_off(now, key, cargo, tags, generations, by);
+            leader.in_table = false;
+            leader
+        };
+        let follower = leader.follower();
         (leader, follower)
     }
 
@@ -303,8 +315,8 @@ impl Flights {
         cargo: Cargo,
         tags: Vec<Vec<u8>>,
         generations: &Generations,
-        in_table: bool,
-    ) -> (Leader, Follower) {
+        led_by: LedBy,
+    ) -> Leader {
         let flight = Arc::new(Flight {
             key: SmallVec::from_slice(key),
             cargo,
@@ -314,18 +326,18 @@ impl Flights {
             found: Mutex::default(),
             progress: Mutex::default(),
             told: Notify::new(),
-            led_by: Mutex::new(LedBy::Led),
+            led_by: Mutex::new(led_by),
             loading: Mutex::default(),
             wishes: Mutex::default(),
             wished: Notify::new(),
         });
-        let follower = Follower::new(&flight, false);
-        let leader = Leader {
+        Leader {
             flight,
             flights: self.clone(),
-            in_table,
-        };
-        (leader, follower)
+            in_table: true,
+            carries_more: AtomicBool::new(false),
+            unfollowed: false,
+        }
     }
 
     pub(crate) fn under_way(&self) -> usize {
@@ -435,11 +447,27 @@ impl Leader {
     /// flight.
     pub(crate) fn carries(&self, tags: TagStripes) {
         self.flight.found.lock().extend(tags);
+        self.carries_more.store(true, Ordering::Release);
     }
 
     /// The counters that what is found or loaded here is governed by.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        self.flight.snapshot.with(&self.flight.found.lock())
+    pub(crate) fn snapshot(&self) -> Cow<'_, Snapshot> {
+        let snapshot = &self.flight.snapshot;
+        match self.carries_more.load(Ordering::Acquire) {
+            true => Cow::Owned(snapshot.with(&self.flight.found.lock())),
+            false => Cow::Borrowed(snapshot),
+        }
+    }
+
+    /// Returns a place on this flight.
+    pub(crate) fn follower(&self) -> Follower {
+        Follower::new(&self.flight, false)
+    }
+
+    /// Ends a reader's own look that has answered it. Nobody waits for such a flight.
+    pub(crate) fn look_is_over(mut self) {
+        self.clear_table();
+        self.unfollowed = true;
     }
 
     pub(crate) fn key(&self) -> &[u8] {
@@ -452,7 +480,7 @@ impl Leader {
     }
 
     pub(crate) fn offer_fallback(&self, loaded: Loaded) {
-        let then = self.snapshot();
+        let then = self.snapshot().into_owned();
         let held = Fallback { loaded, then };
         self.flight
             .advance(|progress| progress.fallback = Some(held));
@@ -534,18 +562,20 @@ impl Leader {
     fn clear_table(&self) {
         let key = self.key();
         let mut shard = self.flights.shard(key).lock();
-        if shard
-            .get(key)
-            .is_some_and(|there| Arc::ptr_eq(&there.0, &self.flight))
+        // Nearly always it is this one.
+        if let Some(there) = shard.take(key)
+            && !Arc::ptr_eq(&there.0, &self.flight)
         {
-            shard.remove(key);
+            shard.insert(there);
         }
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.land(Err(CacheError::Abandoned));
+        if !self.unfollowed {
+            self.land(Err(CacheError::Abandoned));
+        }
     }
 }
 
@@ -555,6 +585,9 @@ fn with_those_of<T: AsRef<[u8]>>(
     cargo: Cargo,
     tags: &[T],
 ) -> Vec<Vec<u8>> {
+    if tags.is_empty() && before.is_none() {
+        return Vec::new();
+    }
     let mut all: Vec<Vec<u8>> = tags.iter().map(|tag| tag.as_ref().to_vec()).collect();
     if let Some(before) = before.filter(|before| before.cargo == cargo) {
         for tag in &before.tags {

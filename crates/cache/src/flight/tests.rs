@@ -97,7 +97,7 @@ fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
     let look = || flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world);
-    let Join::Looking(reader, _) = look() else {
+    let Join::Looking(reader) = look() else {
         panic!("no look")
     };
     let Join::Leader(leader, _) = look() else {
@@ -114,12 +114,31 @@ fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_
 }
 
 #[test]
+fn k3_a_look_that_has_answered_leaves_the_table_to_whoever_came_meanwhile() {
+    let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
+    let coherence = Coherence::alone();
+    let world = (&generations, &coherence);
+    let look = || flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world);
+    for comes in [false, true] {
+        let Join::Looking(reader) = look() else {
+            panic!("no look")
+        };
+        let other = comes.then(look);
+        reader.look_is_over();
+        assert_eq!(flights.under_way(), usize::from(comes));
+        assert_eq!(matches!(look(), Join::Joined(_)), comes);
+        drop(other);
+        assert_eq!(flights.under_way(), 0);
+    }
+}
+
+#[test]
 fn k3_a_look_in_vain_becomes_a_flight_that_others_join_if_nobody_came_meanwhile() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
     let look = || flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world);
-    let Join::Looking(reader, _) = look() else {
+    let Join::Looking(reader) = look() else {
         panic!("no look")
     };
     let after = reader.after_look(NONE, &generations);
@@ -134,8 +153,7 @@ fn k3_a_reader_takes_nothing_of_another_type_from_a_flight_begun_while_it_looked
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
-    let Join::Looking(reader, _) =
-        flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world)
+    let Join::Looking(reader) = flights.look_or_board(Monotonic::now(), b"k", cargo(), NONE, world)
     else {
         panic!("no look")
     };
@@ -181,7 +199,7 @@ fn k3_who_takes_the_place_of_a_flight_carries_its_tags_so_that_those_who_name_th
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
     let look = |tags: &[&str]| flights.look_or_board(Monotonic::now(), b"k", cargo(), tags, world);
-    let Join::Looking(reader, _) = look(&["red"]) else {
+    let Join::Looking(reader) = look(&["red"]) else {
         panic!("no look")
     };
     let Join::Leader(leader, _) = look(&[]) else {

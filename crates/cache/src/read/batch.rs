@@ -239,15 +239,18 @@ fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
         return BatchSlot::Settled(Settled::Ended(Err(error)));
     }
     let world = (&cache.generations, &*cache.coherence);
-    match flights.board(&name, view.cargo(), &job.tags, world) {
-        Join::Joined(follower) => BatchSlot::Flight(follower, held),
-        Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
-            job.carry_tags_of(&leader);
-            let key = key.clone();
-            led.push(Led { leader, job, key });
-            BatchSlot::Flight(follower, held)
+    let (leader, follower) = match flights.board(&name, view.cargo(), &job.tags, world) {
+        Join::Joined(follower) => return BatchSlot::Flight(follower, held),
+        Join::Leader(leader, follower) => (leader, follower),
+        Join::Looking(leader) => {
+            let follower = leader.follower();
+            (leader, follower)
         }
-    }
+    };
+    job.carry_tags_of(&leader);
+    let key = key.clone();
+    led.push(Led { leader, job, key });
+    BatchSlot::Flight(follower, held)
 }
 
 /// Leads the flights of a batch: asks Redis for each, all at once, and the database for the rest in

@@ -65,7 +65,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             can_be_kept,
         } = weighed;
         let length = encoded.as_ref().map_or(0, Bytes::len);
-        let mut snapshot = leader.snapshot();
+        let mut snapshot = leader.snapshot().into_owned();
         if self.anew {
             snapshot = cache.generations.overtake(leader.key(), snapshot);
         }

@@ -19,6 +19,7 @@ use crate::flight::nesting::Loading;
 use crate::flight::{Leader, Loaded, TAKEN_OVER};
 use crate::freshness::{Freshness, Ttl};
 use crate::guard::Urgency;
+use crate::monotonic::counter::at_latest;
 use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, TagNames, Times};
@@ -190,7 +191,7 @@ pub(crate) async fn look_first<V>(
     cache: &Inner,
     leader: &Leader,
     job: &mut Job<V>,
-    asked: Instant,
+    asked: Monotonic,
 ) -> Option<(Loaded, Monotonic)>
 where
     V: Clone + Send + Sync + 'static,
@@ -199,7 +200,7 @@ where
     if cache.is_pending(Some(leader.key()), &job.tags) {
         return None;
     }
-    let mut allowance = redis.allowance_until(asked + job.ttl.hard_limit);
+    let mut allowance = redis.allowance_of(job.ttl.hard_limit);
     job.first_look = match job.look(redis, leader, asked, &mut allowance).await {
         Ok(Found::Answer(loaded, now)) => return Some((loaded, now)),
         Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, allowance),
@@ -222,9 +223,8 @@ where
         return None;
     }
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
-    let mut allowance = redis.allowance_until(clock() + job.ttl.hard_limit);
-    let wanted = job.wanted(leader, clock());
-    let asked = wanted.asked.into();
+    let mut allowance = redis.allowance_of(job.ttl.hard_limit);
+    let (wanted, asked) = (job.wanted(leader), Monotonic::now());
     let look = redis.look(&wanted, &mut allowance, &carries);
     match look.await {
         Ok(Lookup::Hit(stored)) => {
@@ -413,18 +413,18 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         deadline: Instant,
         allowance: &mut RedisAllowance,
     ) -> Result<Option<Stage>, RedisFailure> {
-        match self.look(redis, leader, clock(), allowance).await? {
+        let asked = Monotonic::now();
+        match self.look(redis, leader, asked, allowance).await? {
             Found::Answer(loaded, _) => Ok(Some(Stage::Answered(loaded))),
             Found::Nothing(seen) => self.lease(redis, leader, deadline, seen, allowance).await,
         }
     }
 
-    fn wanted<'a>(&'a self, leader: &'a Leader, asked: Instant) -> Wanted<'a> {
+    fn wanted<'a>(&'a self, leader: &'a Leader) -> Wanted<'a> {
         Wanted {
             key: leader.key(),
             tags: &self.tags,
             class: self.view.class().number,
-            asked,
         }
     }
 
@@ -433,11 +433,11 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         &mut self,
         redis: &Arc<RedisTier>,
         leader: &Leader,
-        asked: Instant,
+        asked: Monotonic,
         allowance: &mut RedisAllowance,
     ) -> Result<Found, RedisFailure> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
-        let wanted = self.wanted(leader, asked);
+        let wanted = self.wanted(leader);
         let look = redis.look(&wanted, allowance, &carries);
         let stored = match look.await? {
             Lookup::Miss(Unfit { seen, tags }) => {
@@ -446,7 +446,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             }
             Lookup::Hit(stored) => stored,
         };
-        match self.take_in(leader, stored, asked.into()) {
+        match self.take_in(leader, stored, asked) {
             Ok((loaded, now)) => Ok(Found::Answer(loaded, now)),
             Err(Unfit { seen, tags }) => {
                 // What takes its place carries its tags.
@@ -529,8 +529,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                 return unfit(&tags);
             }
         };
-        let snapshot = &leader.snapshot();
-        let now = Monotonic::now();
+        let snapshot = &*leader.snapshot();
+        let now = at_latest();
         let times = Times {
             loaded_at: asked.minus(stored.age.into()),
             life: view.stored_life(&self.ttl, stored.life, value.is_none()),

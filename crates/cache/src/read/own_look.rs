@@ -25,21 +25,24 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
         let cache = self.core();
-        match cache.flights.board(
+        let (leader, follower) = match cache.flights.board(
             name,
             self.cargo(),
             &job.tags,
             (&cache.generations, &cache.coherence),
         ) {
-            Join::Joined(follower) => follower,
-            Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
-                job.carry_tags_of(&leader);
-                cache
-                    .under_way
-                    .spawn(load::lead(leader, job, load, clock()));
-                follower
+            Join::Joined(follower) => return follower,
+            Join::Leader(leader, follower) => (leader, follower),
+            Join::Looking(leader) => {
+                let follower = leader.follower();
+                (leader, follower)
             }
-        }
+        };
+        job.carry_tags_of(&leader);
+        cache
+            .under_way
+            .spawn(load::lead(leader, job, load, clock()));
+        follower
     }
 
     /// Whether a reader may look at Redis itself: the look may take no more than leaves half of the
@@ -50,13 +53,14 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// Looks at Redis in this very task; if that is in vain, or if there is a flight for this key,
-    /// waits for a flight. The read began at the first of the two moments; the second is now.
+    /// waits for a flight. The read began at the first of the two moments; the second is now, or a
+    /// little earlier.
     pub(super) async fn look_or_board<L, F>(
         &self,
         name: &[u8],
         mut job: Box<Job<V>>,
         load: L,
-        (mut began, now): (Instant, Instant),
+        (mut began, now): (Instant, Monotonic),
     ) -> Boarded
     where
         L: FnOnce() -> F + Send + 'static,
@@ -66,22 +70,24 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let world = (&cache.generations, &*cache.coherence);
         let (cargo, tags) = (self.cargo(), &job.tags);
         let flights = &cache.flights;
-        let (leader, follower) = match flights.look_or_board(now.into(), name, cargo, tags, world) {
+        let leader = match flights.look_or_board(now, name, cargo, tags, world) {
             Join::Joined(follower) => return Boarded::Waiting(follower, None),
             Join::Leader(leader, follower) => {
                 job.carry_tags_of(&leader);
                 cache.under_way.spawn(load::lead(leader, *job, load, began));
                 return Boarded::Waiting(follower, None);
             }
-            Join::Looking(leader, follower) => (leader, follower),
+            Join::Looking(leader) => leader,
         };
         let named = job.tags.len();
         let look = OwnLook::new(self, name, &job, load);
         let found = load::look_first(cache, &leader, &mut job, now).await;
         let load = look.over();
         if let Some((loaded, judged)) = found {
+            leader.look_is_over();
             return Boarded::Answered(loaded, judged);
         }
+        let follower = leader.follower();
         let Some(load) = load else {
             return Boarded::Waiting(follower, None);
         };

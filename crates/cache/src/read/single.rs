@@ -269,8 +269,8 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     {
         async move {
             let (now, nothing_held) = match take_a_turn().await {
-                true => (clock(), false),
-                false => (began, nothing_held),
+                true => (Monotonic::now(), false),
+                false => (began.into(), nothing_held),
             };
             let (view, name) = (self.view, self.view.name(&self.key));
             // What is not needed while the reader looks at Redis is gone by then: so the future is
@@ -303,7 +303,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         &self,
         name: &KeyName<'_>,
         load: L,
-        now: Instant,
+        now: Monotonic,
         nothing_held: bool,
     ) -> Begun<V, L>
     where
@@ -311,7 +311,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
         let view = self.view;
-        let (ttl, now) = (view.ttl(), now.into());
+        let ttl = view.ttl();
         let held = match nothing_held {
             true => None,
             false => view.held(&self.key, name, &self.tags),

@@ -203,11 +203,15 @@ impl RedisTier {
         RedisAllowance::new(self.limit)
     }
 
-    /// Returns the allowance of a read that has to have ended by then: half of its time at most, so
-    /// that a Redis that is slow leaves the other half to the load.
+    /// Returns the allowance of a read that has to have ended by then.
     pub(crate) fn allowance_until(&self, deadline: Instant) -> RedisAllowance {
-        let half = deadline.saturating_duration_since(clock()) / 2;
-        RedisAllowance::new(self.limit.min(half))
+        self.allowance_of(deadline.saturating_duration_since(clock()))
+    }
+
+    /// Returns the allowance of a read that has so much time: half of it at most, so that a Redis
+    /// that is slow leaves the other half to the load.
+    pub(crate) fn allowance_of(&self, left: Duration) -> RedisAllowance {
+        RedisAllowance::new(self.limit.min(left / 2))
     }
 
     /// Whether it is worth asking: down means down, in a short interruption the client waits.

@@ -423,12 +423,21 @@ async fn k16_a_delivery_that_comes_late_is_not_taken_for_a_database_that_was_rol
     let (before, reached) = (epoch(), watermark(&redis).await);
     slow_down(&proxy, Direction::Upstream, Duration::from_secs(2)).await;
     let targets = [steadfast_cache::Target::key("item:9")];
-    far.invalidate(&targets).await.unwrap();
-    eventually("the near one delivers it", || outbox_is_empty(&database)).await;
-    eventually("the far one's comes too", || async {
-        watermark(&redis).await > reached + 1
-    })
-    .await;
+    let mut came_late = false;
+    // Where the machine is busy, the near one may be the first to deliver, and then the only one.
+    for invalidated in 1..=10 {
+        far.invalidate(&targets).await.unwrap();
+        eventually("the near one delivers it", || outbox_is_empty(&database)).await;
+        let until = tokio::time::Instant::now() + Duration::from_secs(4);
+        while !came_late && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            came_late = watermark(&redis).await > reached + invalidated;
+        }
+        if came_late {
+            break;
+        }
+    }
+    assert!(came_late, "the far one's comes too");
     // Looks hold it against SQL, and so does the next delivery.
     tokio::time::sleep(Duration::from_millis(600)).await;
     write_everywhere(&near, 9, 1).await;

@@ -62,6 +62,7 @@ async fn s4_a_service_tells_of_each_shard_and_one_that_is_away_only_degrades_it(
         .await;
     assert_ne!(health["checks"]["redis"]["status"], "unhealthy", "{health}");
     cluster.node(1).restart().await.unwrap();
+    cluster.well().await.unwrap();
     check_when(&service, |check| check["status"] == "healthy").await;
 }
 
@@ -79,6 +80,7 @@ async fn s4_when_all_nodes_refuse_all_keys_for_one_shard_nobody_says_that_others
     assert!(!said(&check).contains("other keys are served"), "{check}");
     assert!(said(&check).contains("last heard"), "{check}");
     cluster.node(1).restart().await.unwrap();
+    cluster.well().await.unwrap();
     check_when(&service, |check| check["status"] == "healthy").await;
 }
 

@@ -54,7 +54,8 @@ impl RedisAllowance {
 
     pub(crate) fn charge(&mut self, took: Duration) {
         self.charge_in_vain(took);
-        self.slowest = self.slowest.max(took);
+        // However short it was, something was asked.
+        self.slowest = self.slowest.max(took).max(Duration::from_nanos(1));
     }
 
     /// Takes off what a question has taken that says nothing of how long another takes.
@@ -87,6 +88,9 @@ mod tests {
     #[tokio::test]
     async fn k2_with_less_left_than_a_question_has_taken_none_is_asked() {
         let mut allowance = RedisAllowance::new(Duration::from_secs(60));
+        assert!(allowance.is_unspent());
+        allowance.charge(Duration::ZERO);
+        assert!(!allowance.is_unspent(), "however short it was");
         allowance.charge(Duration::from_secs(30));
         allowance.spend(async |_| Ok(())).await.unwrap();
         let left = allowance.left;

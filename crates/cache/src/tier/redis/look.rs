@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use steadfast::Effect;
@@ -20,9 +20,6 @@ pub(crate) struct Wanted<'a> {
     pub(crate) tags: &'a [Vec<u8>],
     /// The number of its class.
     pub(crate) class: usize,
-    /// A moment before the question, from which the age of the answer is counted. What is charged
-    /// to Redis is not: the reader may have waited for its own runtime since.
-    pub(crate) asked: Instant,
 }
 
 /// The answer to a look, from a Redis that is the one that was believed in.
@@ -350,6 +347,9 @@ fn unnamed(
     named: &[Vec<u8>],
     tokens: &[Option<Vec<u8>>],
 ) -> Result<Vec<Tag>, Vec<Vec<u8>>> {
+    if named.is_empty() && envelope.tags.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut lacks = false;
     for (name, now) in named.iter().zip(tokens) {
         match envelope.tags.iter().find(|(tag, _)| **tag == **name) {

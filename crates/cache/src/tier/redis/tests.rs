@@ -8,7 +8,6 @@ use steadfast_drill::waiting::until;
 
 use super::*;
 use crate::answer::Source;
-use crate::clock::clock;
 use crate::freshness::Ttl;
 use crate::parts::Cache;
 use crate::read::put::Put;
@@ -21,7 +20,6 @@ fn wanted() -> Wanted<'static> {
         key: b"a",
         tags: &[],
         class: 0,
-        asked: clock(),
     }
 }
 

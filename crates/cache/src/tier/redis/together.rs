@@ -30,18 +30,18 @@ mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use self::gathering::{Gathering, Newcomer, Open, Part, Reader, Step};
+use self::gathering::{Gathering, Newcomer, Open, Part, Reader, Room, Step};
 use self::seats::Seated;
 use super::answer::{EpochView, RedisFailure, RedisResult};
 use super::look::{Found, Told, Wanted};
 use super::{RedisAllowance, RedisTier};
-use crate::clock::clock;
 use crate::monotonic::Monotonic;
+use crate::monotonic::counter::at_latest;
 
 /// What the readers of one tier have in common.
 pub(super) struct Together {
@@ -105,8 +105,8 @@ impl Together {
         }
     }
 
-    fn are_apart(&self, now: Instant) -> bool {
-        Monotonic::from(now).to_bits() < self.apart_until.load(Ordering::Relaxed)
+    fn are_apart(&self, now: Monotonic) -> bool {
+        now.to_bits() < self.apart_until.load(Ordering::Relaxed)
     }
 
     /// Lets everybody ask alone for so long.
@@ -122,13 +122,13 @@ impl Together {
     }
 
     /// Whether all values of late bore a stamp.
-    fn are_stamped(&self, now: Instant) -> bool {
-        Monotonic::from(now).to_bits() >= self.unstamped_until.load(Ordering::Relaxed)
+    fn are_stamped(&self, now: Monotonic) -> bool {
+        now.to_bits() >= self.unstamped_until.load(Ordering::Relaxed)
     }
 
     /// Remembers for a while that there are values without a stamp.
-    fn note_unstamped(&self, now: Instant) {
-        let until = Monotonic::from(now).plus(REMEMBERED.into());
+    fn note_unstamped(&self, now: Monotonic) {
+        let until = now.plus(REMEMBERED.into());
         self.unstamped_until
             .fetch_max(until.to_bits(), Ordering::Relaxed);
     }
@@ -162,11 +162,11 @@ impl RedisTier {
         allowance: &mut RedisAllowance,
     ) -> Option<RedisResult<Found>> {
         // What the reader has waited for before is not Redis's affair.
-        let came = clock();
+        let came = at_latest();
         // Where nobody has asked, no time was lost to Redis.
         let Part { answer, at } = self.gather(wanted, epoch_view, came)?.await?;
         // Nor is when the reader gets to hear of it.
-        let took = at.saturating_duration_since(came);
+        let took = at.since(came).into();
         let Some(answer) = answer else {
             allowance.charge_in_vain(took);
             return None;
@@ -184,7 +184,7 @@ impl RedisTier {
         self: &Arc<Self>,
         wanted: &Wanted<'_>,
         epoch_view: &EpochView,
-        now: Instant,
+        now: Monotonic,
     ) -> Option<Seated<Part>> {
         let together = &self.together;
         let runtime = Handle::try_current().ok()?;
@@ -215,19 +215,20 @@ impl RedisTier {
             tier: Arc::clone(self),
             number,
         };
-        runtime.spawn(turn.end(comes_at_once));
+        // In a box: a task moves its future several times, and this one is large.
+        runtime.spawn(Box::pin(turn.end(comes_at_once)));
         Some(seated)
     }
 
     /// Asks for all of a gathering, and tells each its own.
     async fn ask_for_all(self: Arc<Self>, mut gathering: Gathering) {
         // Those that have gone away are not asked for.
-        let Gathering { seats, readers, .. } = &mut gathering;
+        let Room { seats, readers, .. } = &mut gathering.room;
         seats.retain_waiting(readers, |reader| reader.seat);
         if readers.is_empty() {
             return;
         }
-        let waited = clock().saturating_duration_since(gathering.began);
+        let waited = Duration::from(at_latest().since(gathering.began));
         let limit = match self.names.are_in_one_slot() {
             true => self.limit / PART_IN_A_CLUSTER,
             false => self.limit,
@@ -236,8 +237,9 @@ impl RedisTier {
             return; // each hears that nobody has asked
         };
         let found = self.find_all(&gathering, limit).await;
-        let at = clock();
-        let Gathering { readers, seats, .. } = gathering;
+        let at = at_latest();
+        let mut room = gathering.room;
+        let Room { readers, seats, .. } = &mut room;
         let count = readers.len() as u64;
         let readers = readers.iter();
         match found {
@@ -265,6 +267,7 @@ impl RedisTier {
                 seats.answer(readers.map(part));
             }
         }
+        self.together.open.lock().take_back(room);
     }
 }
 

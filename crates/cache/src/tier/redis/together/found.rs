@@ -38,7 +38,10 @@ impl FoundForAll {
                 ToldForAll::Left(left) => Told::Left(left_of(&left.next()?)?),
             };
             let value = next();
-            let tokens = reader.tags.iter().map(|_| next()).collect();
+            let tokens = match reader.tags.as_slice() {
+                [] => Vec::new(),
+                tags => tags.iter().map(|_| next()).collect(),
+            };
             Some(Found {
                 told,
                 value,

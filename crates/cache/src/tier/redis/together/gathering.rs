@@ -3,11 +3,12 @@
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Id;
 
 use super::seats::{Seated, Seats};
+use crate::monotonic::Monotonic;
 use crate::tier::redis::answer::{EpochView, RedisResult};
 use crate::tier::redis::look::{Found, Wanted};
 use crate::tier::redis::names::Names;
@@ -21,17 +22,25 @@ pub(super) struct Open {
     /// Those that nobody joins any more, and whose task has not run yet.
     pub(super) due: Vec<Gathering>,
     pub(super) watch: WatchState,
+    /// What gatherings that are over have left to others.
+    left: Vec<Room>,
 }
 
 /// Readers who will ask together.
 pub(super) struct Gathering {
     pub(super) number: u64,
-    pub(super) began: Instant,
+    pub(super) began: Monotonic,
     /// All of them run in this runtime.
     pub(super) runtime: Id,
     /// All of them believe in this epoch, of this server. Its watermark is the highest that one of
     /// them expects.
     pub(super) epoch_view: EpochView,
+    pub(super) room: Room,
+}
+
+/// The memory that a gathering takes. It is used again by others: so much at once, asked for and
+/// given back with each question, made every small piece dearer.
+pub(super) struct Room {
     pub(super) readers: Vec<Reader>,
     /// The names of their values, one behind the other.
     pub(super) names: Vec<u8>,
@@ -51,7 +60,7 @@ pub(super) struct Reader {
 pub(super) struct Newcomer<'a> {
     pub(super) wanted: &'a Wanted<'a>,
     pub(super) epoch_view: &'a EpochView,
-    pub(super) came: Instant,
+    pub(super) came: Monotonic,
     pub(super) runtime: Id,
 }
 
@@ -70,7 +79,7 @@ pub(super) struct Part {
     /// Without an answer the question has failed, perhaps because of another's value: it is to be
     /// asked alone.
     pub(super) answer: Option<RedisResult<Found>>,
-    pub(super) at: Instant,
+    pub(super) at: Monotonic,
 }
 
 /// How far the thread has looked at the gatherings of a tier.
@@ -120,31 +129,46 @@ impl Open {
         let Some(open) = &mut self.gathering else {
             let number = self.next;
             self.next += 1;
+            let room = self.left.iter_mut().position(|left| left.seats.clear());
+            let room = room.map(|place| self.left.swap_remove(place));
             let gathering = self.gathering.insert(Gathering {
                 number,
                 began: now,
                 runtime: newcomer.runtime,
                 epoch_view: epoch_view.clone(),
-                readers: Vec::with_capacity(most),
-                names: Vec::with_capacity(most * TYPICAL_NAME),
-                seats: Seats::with_capacity(most),
+                room: room.unwrap_or_else(|| Room::new(most)),
             });
             return Some((Step::Wait(number), gathering.seat(newcomer, names)));
         };
-        let overdue = now.saturating_duration_since(open.began) > OVERDUE;
+        let overdue = now.since(open.began) > OVERDUE.into();
         if !open.admits(newcomer.runtime, epoch_view) {
             return None;
         }
         let seated = open.seat(newcomer, names);
         let watermark = &mut open.epoch_view.watermark;
         *watermark = epoch_view.watermark.max(*watermark);
-        if overdue || open.readers.len() >= most {
+        if overdue || open.room.readers.len() >= most {
             let gathering = self.gathering.take()?;
             let number = gathering.number;
             self.due.push(gathering);
             return Some((Step::Ask(number), seated));
         }
         Some((Step::None, seated))
+    }
+
+    /// The number of gatherings whose memory is kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.left.len()
+    }
+
+    /// Keeps the memory of a gathering that is over.
+    pub(super) fn take_back(&mut self, mut room: Room) {
+        if self.left.len() < LEFT && room.names.capacity() <= LONG_NAMES {
+            room.readers.clear();
+            room.names.clear();
+            self.left.push(room);
+        }
     }
 
     /// Takes those that were there at the last look.
@@ -172,22 +196,42 @@ impl Gathering {
     }
 
     pub(super) fn name_of(&self, reader: &Reader) -> &[u8] {
-        &self.names[reader.value.clone()]
+        &self.room.names[reader.value.clone()]
     }
 
     /// Gives a reader a seat.
     fn seat(&mut self, newcomer: &Newcomer<'_>, names: &Names) -> Seated<Part> {
-        let wanted = newcomer.wanted;
-        let begin = self.names.len();
-        names.add_value(&newcomer.epoch_view.epoch, wanted.key, &mut self.names);
-        self.readers.push(Reader {
-            seat: self.readers.len(),
-            value: begin..self.names.len(),
-            tags: wanted.tags.iter().map(|tag| names.tag(tag)).collect(),
+        let (wanted, room) = (newcomer.wanted, &mut self.room);
+        let begin = room.names.len();
+        names.add_value(&newcomer.epoch_view.epoch, wanted.key, &mut room.names);
+        room.readers.push(Reader {
+            seat: room.readers.len(),
+            value: begin..room.names.len(),
+            tags: match wanted.tags {
+                [] => Vec::new(),
+                tags => tags.iter().map(|tag| names.tag(tag)).collect(),
+            },
         });
-        self.seats.take()
+        room.seats.take()
     }
 }
+
+impl Room {
+    fn new(most: usize) -> Self {
+        Self {
+            readers: Vec::with_capacity(most),
+            names: Vec::with_capacity(most * TYPICAL_NAME),
+            seats: Seats::with_capacity(most),
+        }
+    }
+}
+
+/// So much is kept that gatherings have left: some are asked for while the readers of others have
+/// not looked at their answers.
+const LEFT: usize = 8;
+
+/// What has had room for longer names is not kept.
+const LONG_NAMES: usize = 64 << 10;
 
 /// The bytes of the name of a value, for which there is room from the beginning.
 const TYPICAL_NAME: usize = 80;

@@ -9,8 +9,8 @@ use redis::Value;
 use steadfast::{Effect, ErrorKind};
 
 use super::found::{FoundForAll, take_apart};
-use super::gathering::Gathering;
-use crate::clock::clock;
+use super::gathering::{Gathering, Room};
+use crate::monotonic::Monotonic;
 use crate::tier::redis::answer::RedisFailure;
 use crate::tier::redis::scripts::LOOK_FOR_ALL;
 use crate::tier::redis::{RedisTier, asked_within};
@@ -28,9 +28,9 @@ impl RedisTier {
         }?;
         if let [Value::ServerError(_), ..] = answer.as_slice() {
             // It may not be asked the time.
-            self.together.note_unstamped(clock());
+            self.together.note_unstamped(Monotonic::now());
         }
-        let (epoch, watermark, found) = take_apart(answer, &gathering.readers).ok_or(None)?;
+        let (epoch, watermark, found) = take_apart(answer, &gathering.room.readers).ok_or(None)?;
         self.check(
             &gathering.epoch_view,
             epoch.as_deref(),
@@ -48,11 +48,10 @@ impl RedisTier {
         gathering: &Gathering,
         limit: Duration,
     ) -> Result<Vec<Value>, Option<RedisFailure>> {
-        let readers = &gathering.readers;
+        let Room { readers, names, .. } = &gathering.room;
         let tags = readers.iter().flat_map(|reader| &reader.tags);
         let bytes: usize = tags.map(Vec::len).sum();
-        let mut values =
-            redis::Cmd::with_capacity(3 + readers.len(), gathering.names.len() + bytes + 128);
+        let mut values = redis::Cmd::with_capacity(3 + readers.len(), names.len() + bytes + 128);
         values.arg("MGET");
         values.arg(self.names.epoch()).arg(self.names.watermark());
         for reader in readers {
@@ -83,7 +82,7 @@ impl RedisTier {
         gathering: &Gathering,
         limit: Duration,
     ) -> Result<Vec<Value>, Option<RedisFailure>> {
-        let readers = &gathering.readers;
+        let readers = &gathering.room.readers;
         let tags: usize = readers.iter().map(|reader| reader.tags.len()).sum();
         let mut ask = redis::cmd("EVAL");
         ask.arg(LOOK_FOR_ALL).arg(2 + readers.len() + tags);

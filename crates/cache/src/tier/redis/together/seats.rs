@@ -54,7 +54,7 @@ impl<T> Seats<T> {
     }
 
     /// Gives these their answers, and the others none.
-    pub(super) fn answer(self, answers: impl Iterator<Item = (usize, T)>) {
+    pub(super) fn answer(&mut self, answers: impl Iterator<Item = (usize, T)>) {
         // Ahead of the lock, so that it is dropped after it.
         let mut to_wake = ToWake(Vec::new());
         let mut seats = self.0.lock();
@@ -68,17 +68,32 @@ impl<T> Seats<T> {
                 *seat = Seat::Answered(answer);
             }
         }
+        leave(&mut seats, &mut to_wake);
+    }
+
+    /// Makes room for others, if all who had a seat have left. Returns whether they have.
+    pub(super) fn clear(&mut self) -> bool {
+        let Some(seats) = Arc::get_mut(&mut self.0) else {
+            return false;
+        };
+        seats.get_mut().clear();
+        true
     }
 }
 
 impl<T> Drop for Seats<T> {
     fn drop(&mut self) {
         let mut to_wake = ToWake(Vec::new());
-        for seat in &mut *self.0.lock() {
-            if let Seat::Taken(waker) = seat {
-                to_wake.0.extend(waker.take());
-                *seat = Seat::Empty;
-            }
+        leave(&mut self.0.lock(), &mut to_wake);
+    }
+}
+
+/// Those who still wait get no answer.
+fn leave<T>(seats: &mut [Seat<T>], to_wake: &mut ToWake) {
+    for seat in seats {
+        if let Seat::Taken(waker) = seat {
+            to_wake.0.extend(waker.take());
+            *seat = Seat::Empty;
         }
     }
 }
@@ -145,12 +160,13 @@ mod tests {
 
     #[tokio::test]
     async fn k6_each_seat_gets_its_own_answer_and_who_has_left_none() {
-        let seats = Seats::with_capacity(1);
+        let mut seats = Seats::with_capacity(1);
         let mut taken: Vec<_> = (0..4).map(|_| seats.take()).collect();
         for seated in &mut taken {
             assert!(seated.now_or_never().is_none());
         }
         drop(taken.remove(1));
+        assert!(!seats.clear(), "they have their seats still");
         let mut readers = vec![0, 1, 2, 3];
         seats.retain_waiting(&mut readers, |number| *number);
         assert_eq!(readers, [0, 2, 3]);
@@ -158,6 +174,12 @@ mod tests {
         tokio::task::yield_now().await;
         seats.answer([(0, "zero"), (1, "one"), (3, "three")].into_iter());
         assert_eq!(woken.await.unwrap(), [Some("zero"), None, Some("three")]);
+        // Others take their seats, and hear nothing of what was said before.
+        assert!(seats.clear());
+        let mut next = seats.take();
+        assert!((&mut next).now_or_never().is_none());
+        seats.answer([(0, "another")].into_iter());
+        assert_eq!(next.await, Some("another"));
     }
 
     #[tokio::test]
@@ -180,7 +202,7 @@ mod tests {
             }
         }
         for is_answered in [false, true] {
-            let seats = Seats::with_capacity(3);
+            let mut seats = Seats::with_capacity(3);
             let mut taken: Vec<_> = (0..3).map(|_| seats.take()).collect();
             let mut bad = taken.remove(0);
             let waker = Waker::from(Arc::new(Panics));

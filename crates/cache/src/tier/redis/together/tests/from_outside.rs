@@ -62,7 +62,6 @@ impl World {
                     key: key.as_bytes(),
                     tags: &[],
                     class: 0,
-                    asked: clock(),
                 };
                 let (mut allowance, carries) = (self.tier.allowance(), |_: &[&[u8]]| true);
                 let look = self.tier.look_once(&wanted, view, &mut allowance, &carries);
