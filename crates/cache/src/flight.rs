@@ -171,6 +171,21 @@ pub(crate) enum Join {
     Joined(Follower),
 }
 
+impl Join {
+    /// Returns the duty to lead a flight that was begun here, and a place on it; or else the place
+    /// on another's.
+    pub(crate) fn led(self) -> Result<(Leader, Follower), Follower> {
+        match self {
+            Self::Joined(follower) => Err(follower),
+            Self::Leader(leader, follower) => Ok((leader, follower)),
+            Self::Looking(leader) => {
+                let follower = leader.follower();
+                Ok((leader, follower))
+            }
+        }
+    }
+}
+
 /// The way on of a reader whose own look at Redis was in vain.
 pub(crate) enum AfterLook {
     /// The flight of the reader is to be led by a task.

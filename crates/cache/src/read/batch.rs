@@ -19,7 +19,7 @@ use crate::answer::{Answer, StaleReason};
 use crate::clock::{clock, take_a_turn};
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::flight::{Fallback, Follower, Join, Leader};
+use crate::flight::{Fallback, Follower, Leader};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::key::{Key, bounded};
@@ -239,13 +239,10 @@ fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
         return BatchSlot::Settled(Settled::Ended(Err(error)));
     }
     let world = (&cache.generations, &*cache.coherence);
-    let (leader, follower) = match flights.board(&name, view.cargo(), &job.tags, world) {
-        Join::Joined(follower) => return BatchSlot::Flight(follower, held),
-        Join::Leader(leader, follower) => (leader, follower),
-        Join::Looking(leader) => {
-            let follower = leader.follower();
-            (leader, follower)
-        }
+    let joined = flights.board(&name, view.cargo(), &job.tags, world);
+    let (leader, follower) = match joined.led() {
+        Ok(both) => both,
+        Err(follower) => return BatchSlot::Flight(follower, held),
     };
     job.carry_tags_of(&leader);
     let key = key.clone();

@@ -25,18 +25,11 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
         let cache = self.core();
-        let (leader, follower) = match cache.flights.board(
-            name,
-            self.cargo(),
-            &job.tags,
-            (&cache.generations, &cache.coherence),
-        ) {
-            Join::Joined(follower) => return follower,
-            Join::Leader(leader, follower) => (leader, follower),
-            Join::Looking(leader) => {
-                let follower = leader.follower();
-                (leader, follower)
-            }
+        let world = (&cache.generations, &*cache.coherence);
+        let joined = cache.flights.board(name, self.cargo(), &job.tags, world);
+        let (leader, follower) = match joined.led() {
+            Ok(both) => both,
+            Err(follower) => return follower,
         };
         job.carry_tags_of(&leader);
         cache
