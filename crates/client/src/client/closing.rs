@@ -19,9 +19,9 @@ pub struct CloseReport {
 
 impl Client {
     /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections,
-    /// those of sessions, blocking calls and subscriptions too: a [`PubSub`] yields what it has
-    /// heard, and then `None`. Whoever closes it once more waits for the same and finds nothing
-    /// unfinished; the event [`Closed`](EventKind::Closed) comes once.
+    /// those of sessions, blocking calls and subscriptions too: a [`PubSub`](crate::PubSub) yields
+    /// what it has heard, and then `None`. Whoever closes it once more waits for the same and finds
+    /// nothing unfinished; the event [`Closed`](EventKind::Closed) comes once.
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         let inner = &*self.inner;
         let shared = &inner.shared;
