@@ -4,7 +4,7 @@ PORT ?= 8080
 .PHONY: help demo test check soak drill bench
 help:
 	@echo 'make demo    install redis-server if there is none, build, serve on 127.0.0.1:$(PORT) (PORT=… for another)'
-	@echo 'make test    install what the tests need, then format, lints, doctests and every test'
+	@echo 'make test    install what the tests need, then format, lints, documentation, doctests and every test'
 	@echo 'make check   dependencies, features, compilers, docs, packages, loom, mutants, fuzz targets (PARTS="docs loom" for some of it)'
 	@echo 'make soak    the long runs, every test three times, and the 45 s outage: 45 minutes (ROUNDS=20 for a night; PARTS="client outage")'
 	@echo 'make drill   every built-in drill, then the applications under examples/; reports under target/drills/'
